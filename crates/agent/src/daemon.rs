@@ -1,0 +1,254 @@
+//! The composition root: checks that this host can run VMs, takes over what an earlier agent left, opens the API, and
+//! ends without touching any VM.
+//!
+//! Order: settings → directories → store (its lock keeps a second agent out) → sockets → egress policy → recovery → API.
+
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use qudata_api::Problem;
+use qudata_guest::keys::{KeyFileError, ManagementKey};
+use qudata_host::{durable, launch::Launcher, process};
+use qudata_qemu::{
+    disk,
+    egress::{self, Egress},
+    machine::Accel,
+    probe::KvmProbe,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    http::{
+        self, Api,
+        sockets::{self, ListenError},
+    },
+    instances::Instances,
+    paths::Paths,
+    recovery,
+    secret::AgentSecret,
+    settings::{FirmwareKind, Settings},
+    site::Site,
+    store::{OpenStoreError, Opened, Store},
+};
+
+/// How often the egress policy is looked at: a firewall that is reloaded by the owner must not leave guests unconfined.
+const GUARD_PERIOD: Duration = Duration::from_secs(20);
+/// The subcommand of this binary that calls [`qudata_host::shim::main`].
+pub const SHIM_COMMAND: &str = "launch-shim";
+
+/// The agent cannot run here, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Not root.
+    #[error("the agent must run as root: it gives every VM a user of its own")]
+    NotRoot,
+    /// GPUs are wanted.
+    #[error(
+        "GPU passthrough is not part of this version: set QUDATA_DEBUG=true to run without GPUs, and remove QUDATA_GPU_PCI_ADDRS"
+    )]
+    Gpus,
+    /// KVM cannot be used.
+    #[error("QUDATA_ACCEL=kvm (the default) cannot be used: {verdict}")]
+    Kvm {
+        /// What the probe found.
+        verdict: String,
+    },
+    /// A program or file that is needed is not there.
+    #[error("{what} is missing at {path}: {remedy}")]
+    Missing {
+        /// What it is.
+        what: &'static str,
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The store cannot be opened.
+    #[error("the store cannot be used")]
+    Store(#[source] OpenStoreError),
+    /// The API cannot be offered.
+    #[error("the API cannot be offered")]
+    Listen(#[source] ListenError),
+    /// Something else that the agent needs at start.
+    #[error("cannot {attempt}")]
+    Start {
+        /// What was tried.
+        attempt: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+fn cannot<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    attempt: &'static str,
+) -> impl FnOnce(E) -> DaemonError {
+    move |source| DaemonError::Start { attempt, source: source.into() }
+}
+
+/// Runs the agent until SIGTERM or SIGINT. VMs live on.
+///
+/// # Errors
+/// When this host cannot run VMs or another agent uses the same data. Nothing was changed then, apart from empty
+/// directories.
+pub async fn run(settings: Settings) -> Result<(), DaemonError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(DaemonError::NotRoot);
+    }
+    if !settings.debug || !settings.gpu_pci_addrs.is_empty() {
+        return Err(DaemonError::Gpus);
+    }
+    let paths = Paths::new(&settings.data_dir, &settings.vm_run_dir);
+    make_dirs(&paths)?;
+    check_programs(&settings)?;
+    check_kvm(&settings, paths.run()).await?;
+    let Opened { store, records, set_aside } = Store::open(&paths.store()).map_err(DaemonError::Store)?;
+    let secret =
+        AgentSecret::load_or_create(&paths.secret()).map_err(cannot("read or make the agent's secret"))?;
+    let tcp = sockets::listen_tcp(settings.listen, settings.agent_port).await.map_err(DaemonError::Listen)?;
+    let port = tcp.local_addr().map_err(cannot("read the API's port"))?.port();
+    let unix = sockets::listen_unix(&paths.socket()).await.map_err(DaemonError::Listen)?;
+    let site = Arc::new(make_site(settings, paths, store)?);
+    let resolvers = egress::resolvers(Path::new("/")).map_err(cannot("read /etc/resolv.conf"))?;
+    site.egress
+        .install(&resolvers)
+        .await
+        .map_err(cannot("install the network policy that keeps guests away from this host"))?;
+    let mut problems: Vec<Problem> = set_aside.into_iter().map(|path| store_set_aside(&path)).collect();
+    let instances = Instances::new(site.clone(), port);
+    problems.extend(recovery::recover(&site, records, &instances).await);
+    instances.report(problems);
+    tracing::info!(port, instances = instances.list().len(), "ready");
+    let guard = tokio::spawn(guard_egress(site.clone(), instances.clone()));
+    let api = Api::new(instances.clone(), secret);
+    http::serve(api, tcp, unix, ended()?).await;
+    guard.abort();
+    let _ = durable::remove_file(&site.paths.socket());
+    if instances.list().is_empty() {
+        // Nobody is left to be confined.
+        if let Err(error) = site.egress.remove_table().await {
+            tracing::warn!(error = %crate::refusal::chain(&error), "the network policy stays behind");
+        }
+    }
+    tracing::info!("stopped; VMs live on");
+    Ok(())
+}
+
+fn make_dirs(paths: &Paths) -> Result<(), DaemonError> {
+    // Passable, not listable: the users of QEMU and passt must reach their files, which are private themselves.
+    for dir in [paths.data().to_owned(), paths.instances(), paths.run().to_owned(), paths.vms()] {
+        durable::create_dir(&dir, 0o711).map_err(cannot("create the agent's directories"))?;
+    }
+    Ok(())
+}
+
+fn check_programs(settings: &Settings) -> Result<(), DaemonError> {
+    let install =
+        "install the packages qemu-system-x86, qemu-utils, passt and ovmf, or set its QUDATA_ variable";
+    let mut needed = vec![
+        ("QEMU", &settings.qemu_binary, install),
+        ("qemu-img", &settings.qemu_img, install),
+        ("passt", &settings.passt_binary, install),
+        ("the base image", &settings.base_image, "put a cloud image there, or set QUDATA_BASE_IMAGE"),
+    ];
+    if settings.firmware == FirmwareKind::Uefi {
+        needed.push(("OVMF", &settings.ovmf_code, install));
+        needed.push(("the OVMF variables", &settings.ovmf_vars, install));
+    }
+    for (what, path, remedy) in needed {
+        if !path.is_file() {
+            return Err(DaemonError::Missing { what, path: path.clone(), remedy });
+        }
+    }
+    disk::inspect_base(&settings.base_image).map_err(cannot("use the base image"))?;
+    Ok(())
+}
+
+async fn check_kvm(settings: &Settings, scratch: &Path) -> Result<(), DaemonError> {
+    if settings.accel != Accel::Kvm {
+        tracing::warn!("QUDATA_ACCEL=tcg: guests are emulated; slow, and no protection against hostile ones");
+        return Ok(());
+    }
+    let verdict = KvmProbe::run(&settings.qemu_binary, scratch).await.map_err(cannot("try out KVM"))?;
+    if verdict.is_usable() { Ok(()) } else { Err(DaemonError::Kvm { verdict: verdict.to_string() }) }
+}
+
+fn make_site(settings: Settings, paths: Paths, store: Store) -> Result<Site, DaemonError> {
+    let shim = std::env::current_exe().map_err(cannot("find the agent's own program"))?;
+    let table = table_name(paths.data()).parse().map_err(cannot("name the network policy"))?;
+    let allow = settings.egress_allow.iter().map(|cidr| cidr.parse()).collect::<Result<Vec<_>, _>>();
+    let kvm_group = std::fs::metadata("/dev/kvm").map(|device| device.gid()).ok().filter(|gid| *gid != 0);
+    Ok(Site {
+        management_key: management_key(&settings.management_key)?,
+        launcher: Launcher::detached(shim, vec![SHIM_COMMAND.into()]),
+        egress: Egress::new(table, allow.map_err(cannot("read QUDATA_EGRESS_ALLOW"))?),
+        vm_groups: kvm_group.filter(|_| settings.accel == Accel::Kvm).into_iter().collect(),
+        boot_id: process::boot_id().map_err(cannot("read the id of this boot"))?,
+        settings,
+        paths,
+        store,
+    })
+}
+
+/// One policy per data directory, so that two agents of one host (a test beside the real one) do not meet.
+fn table_name(data: &Path) -> String {
+    if data == Path::new("/var/lib/qudata") {
+        return "qudata".to_owned();
+    }
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+    let text: String = data.to_string_lossy().chars().map(plain).collect();
+    let tail = text.len().saturating_sub(24);
+    format!("qudata_{}", text.get(tail..).unwrap_or_default())
+}
+
+fn management_key(path: &Path) -> Result<ManagementKey, DaemonError> {
+    match ManagementKey::load(path) {
+        Ok(key) => Ok(key),
+        Err(KeyFileError::Absent { .. }) => {
+            let key = ManagementKey::generate().map_err(cannot("make the management key"))?;
+            let dir = path.parent().unwrap_or(Path::new("/"));
+            durable::create_dir(dir, 0o700).map_err(cannot("make the directory of the management key"))?;
+            key.save(path).map_err(cannot("save the management key"))?;
+            Ok(key)
+        }
+        Err(error) => Err(cannot("read the management key")(error)),
+    }
+}
+
+fn store_set_aside(path: &Path) -> Problem {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    Problem {
+        code: "store_set_aside".to_owned(),
+        message: format!("the store was damaged; it was set aside as {file} and a new one was begun"),
+        remedy: "instances of the old store are listed as orphans: their VMs and disks are untouched"
+            .to_owned(),
+        since: jiff::Timestamp::now(),
+    }
+}
+
+/// Puts the policy back when somebody else's firewall tool has removed it.
+async fn guard_egress(site: Arc<Site>, instances: Instances) {
+    let mut clock = tokio::time::interval(GUARD_PERIOD);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        if let Err(error) = instances.confine_all(&site).await {
+            tracing::error!(error = %crate::refusal::chain(&error), "the network policy cannot be checked");
+        }
+    }
+}
+
+fn ended() -> Result<impl Future<Output = ()> + Send + 'static, DaemonError> {
+    let mut term = signal(SignalKind::terminate()).map_err(cannot("listen for SIGTERM"))?;
+    let mut int = signal(SignalKind::interrupt()).map_err(cannot("listen for SIGINT"))?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => tracing::info!("SIGTERM"),
+            _ = int.recv() => tracing::info!("SIGINT"),
+        }
+    })
+}

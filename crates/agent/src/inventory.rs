@@ -1,0 +1,228 @@
+//! What the host can give and who has it: ports, slots (users), CPUs, memory, disk, GPUs. Pure bookkeeping over the
+//! existing leases and one observation of the host; `instances` calls it under its admission lock.
+//!
+//! There is no table beside the records: what is leased is what living records hold. So a lease cannot outlive its
+//! instance or be given twice, also across crashes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
+
+use qudata_api::ErrorCode;
+use qudata_host::{capacity::HostCapacity, pci::PciAddress, size::ByteSize};
+
+use crate::{
+    instance::{
+        record::Leases,
+        spec::{GpuWish, SSH_PORT, Wish},
+    },
+    refusal::Refusal,
+};
+
+/// What one QEMU process needs beside the guest's RAM: device models, page tables, the console ring. Measured 40 MiB
+/// for a small idle machine; page tables add 2 MiB per GiB.
+const VM_OVERHEAD: ByteSize = ByteSize::from_mib(128);
+
+/// What an existing instance takes.
+#[derive(Debug, Clone)]
+pub struct Taken {
+    /// What it holds.
+    pub leases: Leases,
+    /// Its vCPUs.
+    pub cpus: u32,
+    /// Its RAM.
+    pub memory: ByteSize,
+    /// What its disk may still grow: virtual size less what is allocated.
+    pub disk_growth: ByteSize,
+}
+
+/// What the owner allows.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Host ports for guests' port 22.
+    pub ssh_ports: RangeInclusive<u16>,
+    /// Host ports for all other guest ports.
+    pub app_ports: RangeInclusive<u16>,
+    /// Host ports for the agent's own SSH.
+    pub management_ports: RangeInclusive<u16>,
+    /// vCPUs that may be promised per CPU of the host.
+    pub cpu_overcommit: u32,
+    /// RAM that is never given away.
+    pub reserve_memory: ByteSize,
+    /// Disk space that is never given away.
+    pub reserve_disk: ByteSize,
+    /// GPUs that may be leased.
+    pub gpus: Vec<PciAddress>,
+    /// Defaults, shrunk to what is free.
+    pub defaults: Defaults,
+}
+
+/// What an instance gets that asks for nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Defaults {
+    /// vCPUs.
+    pub cpus: u32,
+    /// RAM.
+    pub memory: ByteSize,
+    /// Disk.
+    pub storage: ByteSize,
+}
+
+/// What is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Free {
+    /// vCPUs.
+    pub cpus: u32,
+    /// RAM for a guest, overhead already taken off.
+    pub memory: ByteSize,
+    /// Disk space.
+    pub disk: ByteSize,
+}
+
+/// Sizes granted to a new instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// vCPUs.
+    pub cpus: u32,
+    /// RAM.
+    pub memory: ByteSize,
+    /// Disk.
+    pub storage: ByteSize,
+}
+
+/// What a VM with this much guest RAM takes from the host.
+fn footprint(memory: ByteSize) -> ByteSize {
+    memory.saturating_add(VM_OVERHEAD).saturating_add(ByteSize::from_bytes(memory.bytes() / 512))
+}
+
+/// What a new instance may have at most.
+pub fn plan_free(host: &HostCapacity, taken: &[Taken], limits: &Limits) -> Free {
+    let sum = |size: fn(&Taken) -> ByteSize| {
+        taken.iter().map(size).fold(ByteSize::default(), ByteSize::saturating_add)
+    };
+    let promised_cpus = taken.iter().fold(0, |n: u32, t| n.saturating_add(t.cpus));
+    // Guests touch their RAM late: what is available now may be promised already, so both bounds hold.
+    let unpromised = host.memory_total.saturating_sub(sum(|t| footprint(t.memory)));
+    let memory = unpromised.min(host.memory_available).saturating_sub(limits.reserve_memory);
+    // footprint(m) = m + m/512 + overhead, solved for m.
+    let guest = memory.saturating_sub(VM_OVERHEAD).mib() / 513 * 512;
+    let growth = sum(|t| t.disk_growth);
+    Free {
+        cpus: host.cpus.saturating_mul(limits.cpu_overcommit).saturating_sub(promised_cpus).min(host.cpus),
+        memory: ByteSize::from_mib(guest),
+        disk: host.disk_free.saturating_sub(growth).saturating_sub(limits.reserve_disk),
+    }
+}
+
+/// Grants sizes: wishes as they are or a refusal, defaults shrunk to what is free. `image` is the base image's virtual
+/// size, below which no disk can be.
+///
+/// # Errors
+/// 400 for a disk smaller than the image, 507 for what the host does not have.
+pub fn plan_sizes(wish: &Wish, free: &Free, image: ByteSize, limits: &Limits) -> Result<Sizes, Refusal> {
+    let short = |code, what: &str, wanted: String, free: String| {
+        Refusal::new(code, format!("not enough {what}: {wanted} wanted, {free} free on this host"))
+    };
+    let cpus = wish.cpus.unwrap_or(limits.defaults.cpus.min(free.cpus).max(1));
+    if cpus > free.cpus {
+        return Err(short(ErrorCode::NoCpus, "CPUs", cpus.to_string(), free.cpus.to_string()));
+    }
+    let least = ByteSize::from_mib(512);
+    let memory = wish.memory.unwrap_or(limits.defaults.memory.min(free.memory).max(least));
+    if memory > free.memory {
+        let free = format!("{}M", free.memory.mib());
+        return Err(short(ErrorCode::NoMemory, "memory", format!("{}M", memory.mib()), free));
+    }
+    let whole_gib = ByteSize::from_gib(free.disk.gib());
+    let storage = match wish.storage {
+        Some(storage) if storage < image => {
+            let gib = image.bytes().div_ceil(1 << 30);
+            return Err(Refusal::field(
+                "storage_gb",
+                storage.gib(),
+                format!("at least {gib} is, the size of the image"),
+            ));
+        }
+        Some(storage) => storage,
+        None => limits.defaults.storage.min(whole_gib).max(image),
+    };
+    if storage > free.disk {
+        let (wanted, free) = (format!("{} GiB", storage.gib()), format!("{} GiB", free.disk.gib()));
+        return Err(short(ErrorCode::NoDisk, "disk space", wanted, free));
+    }
+    Ok(Sizes { cpus, memory, storage })
+}
+
+/// Finds what a new instance will hold. `bindable` asks the host whether a port is free right now.
+///
+/// # Errors
+/// 409 when a port range or a GPU asked for is taken, 507 when too few GPUs are free.
+pub fn plan_leases(
+    wish: &Wish,
+    taken: &[Taken],
+    limits: &Limits,
+    bindable: &dyn Fn(u16) -> bool,
+) -> Result<Leases, Refusal> {
+    let held: BTreeSet<u16> = taken
+        .iter()
+        .flat_map(|t| t.leases.ports.values().copied().chain([t.leases.management_port]))
+        .collect();
+    let mut chosen = BTreeSet::new();
+    let mut pick = |range: &RangeInclusive<u16>, what: &str| {
+        let free = |port: &u16| !held.contains(port) && !chosen.contains(port) && bindable(*port);
+        let port = range.clone().find(free).ok_or_else(|| {
+            let sentence = format!("no {what} port is free from {} to {}", range.start(), range.end());
+            Refusal::new(ErrorCode::PortTaken, sentence)
+        })?;
+        chosen.insert(port);
+        Ok(port)
+    };
+    let mut ports = BTreeMap::new();
+    for guest in &wish.ports {
+        let range = if *guest == SSH_PORT { &limits.ssh_ports } else { &limits.app_ports };
+        ports.insert(*guest, pick(range, "public")?);
+    }
+    let management_port = pick(&limits.management_ports, "management")?;
+    let slots: BTreeSet<u32> = taken.iter().map(|t| t.leases.slot).collect();
+    let slot = (0..u32::MAX).find(|slot| !slots.contains(slot)).unwrap_or_default();
+    Ok(Leases { slot, ports, management_port, gpus: plan_gpus(&wish.gpus, taken, &limits.gpus)? })
+}
+
+fn plan_gpus(wish: &GpuWish, taken: &[Taken], all: &[PciAddress]) -> Result<Vec<PciAddress>, Refusal> {
+    let held: BTreeSet<PciAddress> = taken.iter().flat_map(|t| t.leases.gpus.iter().copied()).collect();
+    let free: Vec<PciAddress> = all.iter().copied().filter(|gpu| !held.contains(gpu)).collect();
+    match wish {
+        GpuWish::AllFree if free.is_empty() && !all.is_empty() => Err(Refusal::new(
+            ErrorCode::NoGpu,
+            "all GPUs of this host are taken; ask for \"gpus\": 0 to do without",
+        )),
+        GpuWish::AllFree => Ok(free),
+        GpuWish::Count(count) => {
+            let count = usize::try_from(*count).unwrap_or(usize::MAX);
+            if count > free.len() {
+                let sentence =
+                    format!("{count} GPUs wanted, {} of {} free on this host", free.len(), all.len());
+                return Err(Refusal::new(ErrorCode::NoGpu, sentence));
+            }
+            Ok(free.into_iter().take(count).collect())
+        }
+        GpuWish::Addresses(addresses) => {
+            for address in addresses {
+                if !all.contains(address) {
+                    return Err(Refusal::field("gpu_addrs", address, "the GPUs listed by GET /gpus are"));
+                }
+                if held.contains(address) {
+                    return Err(Refusal::new(
+                        ErrorCode::GpuTaken,
+                        format!("GPU {address} belongs to another instance"),
+                    ));
+                }
+            }
+            Ok(addresses.clone())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! Tests of the bookkeeping: nothing is given twice, nothing is promised that is not there.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn gpu(bus: u8) -> PciAddress {
+    format!("{bus:02x}:00.0").parse().unwrap()
+}
+
+fn limits() -> Limits {
+    Limits {
+        ssh_ports: 10_000..=10_003,
+        app_ports: 20_000..=20_010,
+        management_ports: 30_000..=30_003,
+        cpu_overcommit: 1,
+        reserve_memory: ByteSize::from_gib(1),
+        reserve_disk: ByteSize::from_gib(2),
+        gpus: vec![gpu(1), gpu(2)],
+        defaults: Defaults { cpus: 4, memory: ByteSize::from_gib(8), storage: ByteSize::from_gib(50) },
+    }
+}
+
+fn host() -> HostCapacity {
+    HostCapacity {
+        cpus: 8,
+        memory_total: ByteSize::from_gib(32),
+        memory_available: ByteSize::from_gib(30),
+        disk_total: ByteSize::from_gib(200),
+        disk_free: ByteSize::from_gib(100),
+    }
+}
+
+fn wish(json: serde_json::Value) -> Wish {
+    Wish::from_body(&serde_json::from_value(json).unwrap(), false).unwrap()
+}
+
+fn taken(leases: Leases, memory: u64) -> Taken {
+    Taken { leases, cpus: 2, memory: ByteSize::from_gib(memory), disk_growth: ByteSize::from_gib(10) }
+}
+
+#[test]
+fn ports_come_from_their_ranges_and_skip_what_is_bound() {
+    let wish = wish(serde_json::json!({"ports": ["22", "80", "81"], "gpus": 0}));
+    let leases = plan_leases(&wish, &[], &limits(), &|port| port != 20_000).unwrap();
+    assert_eq!(leases.ports, BTreeMap::from([(22, 10_000), (80, 20_001), (81, 20_002)]));
+    assert_eq!((leases.management_port, leases.slot), (30_000, 0));
+}
+
+#[test]
+fn a_used_up_range_is_a_conflict() {
+    let wish = wish(serde_json::json!({"ports": ["22"], "gpus": 0}));
+    let refusal = plan_leases(&wish, &[], &limits(), &|port| port >= 20_000).unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::PortTaken);
+    assert!(refusal.sentence.contains("10000 to 10003"), "{refusal}");
+}
+
+#[test]
+fn gpus_by_count_address_and_all() {
+    let first = plan_leases(&wish(serde_json::json!({"gpus": 1})), &[], &limits(), &|_| true).unwrap();
+    assert_eq!(first.gpus, [gpu(1)]);
+    let one = [taken(first, 1)];
+    let rest = plan_leases(&wish(serde_json::json!({})), &one, &limits(), &|_| true).unwrap();
+    assert_eq!(rest.gpus, [gpu(2)]);
+    let code =
+        |body, taken: &[Taken]| plan_leases(&wish(body), taken, &limits(), &|_| true).unwrap_err().code;
+    assert_eq!(code(serde_json::json!({"gpus": 2}), &one), ErrorCode::NoGpu);
+    assert_eq!(code(serde_json::json!({"gpu_addrs": ["01:00.0"]}), &one), ErrorCode::GpuTaken);
+    assert_eq!(code(serde_json::json!({"gpu_addrs": ["03:00.0"]}), &one), ErrorCode::InvalidField);
+    let both = [taken(rest, 1), one[0].clone()];
+    assert_eq!(code(serde_json::json!({}), &both), ErrorCode::NoGpu);
+}
+
+#[test]
+fn defaults_shrink_and_wishes_do_not() {
+    let small = HostCapacity { cpus: 2, memory_total: ByteSize::from_gib(6), ..host() };
+    let free = plan_free(&small, &[], &limits());
+    let image = ByteSize::from_gib(2);
+    let sizes = plan_sizes(&wish(serde_json::json!({})), &free, image, &limits()).unwrap();
+    assert_eq!(sizes.cpus, 2);
+    assert!(sizes.memory < ByteSize::from_gib(5) && sizes.memory > ByteSize::from_gib(4), "{sizes:?}");
+    assert_eq!(sizes.storage, ByteSize::from_gib(50));
+    for (body, code) in [
+        (serde_json::json!({"cpus": "3"}), ErrorCode::NoCpus),
+        (serde_json::json!({"memory": "6G"}), ErrorCode::NoMemory),
+        (serde_json::json!({"storage_gb": 99}), ErrorCode::NoDisk),
+        (serde_json::json!({"storage_gb": 1}), ErrorCode::InvalidField),
+    ] {
+        assert_eq!(
+            plan_sizes(&wish(body.clone()), &free, image, &limits()).unwrap_err().code,
+            code,
+            "{body}"
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_leased_twice(bodies in prop::collection::vec((0usize..4, 0u32..2), 1..6)) {
+        let mut all: Vec<Taken> = Vec::new();
+        for (ports, gpus) in bodies {
+            let ports: Vec<u32> = (100..).take(ports).collect();
+            let wish = wish(serde_json::json!({"ports": ports, "gpus": gpus}));
+            if let Ok(leases) = plan_leases(&wish, &all, &limits(), &|_| true) {
+                all.push(taken(leases, 1));
+            }
+        }
+        let unique = |list: Vec<String>| list.iter().collect::<BTreeSet<_>>().len() == list.len();
+        let held = |f: fn(&Leases) -> Vec<String>| all.iter().flat_map(|t| f(&t.leases)).collect::<Vec<_>>();
+        prop_assert!(unique(held(|l| l.ports.values().map(u16::to_string).collect())));
+        prop_assert!(unique(held(|l| vec![l.slot.to_string()])));
+        prop_assert!(unique(held(|l| vec![l.management_port.to_string()])));
+        prop_assert!(unique(held(|l| l.gpus.iter().map(PciAddress::to_string).collect())));
+    }
+
+    #[test]
+    fn promises_stay_within_the_host(sizes in prop::collection::vec(1u64..16, 0..8), want in 1u64..40) {
+        let leases = Leases { slot: 0, ports: BTreeMap::new(), management_port: 0, gpus: vec![] };
+        let all: Vec<Taken> = sizes.iter().map(|gib| taken(leases.clone(), *gib)).collect();
+        let free = plan_free(&host(), &all, &limits());
+        let wish = wish(serde_json::json!({"memory": format!("{want}G"), "cpus": 1}));
+        if let Ok(granted) = plan_sizes(&wish, &free, ByteSize::default(), &limits()) {
+            let promised: u64 = sizes.iter().sum::<u64>() + granted.memory.gib();
+            prop_assert!(promised < host().memory_total.gib());
+        }
+    }
+}

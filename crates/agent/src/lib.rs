@@ -1,0 +1,15 @@
+//! The daemon as a library: the only crate that joins passthrough, QEMU, guest and tunnel. See ARCHITECTURE.md for the
+//! tasks, their channels and the way of a request.
+
+pub mod daemon;
+pub mod http;
+pub mod instance;
+pub mod instances;
+pub mod inventory;
+pub mod paths;
+pub mod recovery;
+pub mod refusal;
+pub mod secret;
+pub mod settings;
+pub mod site;
+pub mod store;

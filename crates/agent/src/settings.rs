@@ -1,0 +1,305 @@
+//! What the host's owner may decide. Owns reading `agent.toml` and the environment into one checked [`Settings`]; called
+//! once at start by the CLI's `serve`, and for its documentation by `describe`.
+//!
+//! One flat namespace: key `x_y` of the file is `QUDATA_X_Y` in the environment. Weakest first: default, file,
+//! environment, flag. Nothing is guessed: an unknown key or a malformed value, also one that a stronger place overrides,
+//! is a [`Problem`], and all of them are told at once.
+
+mod keys;
+mod layers;
+mod values;
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use qudata_host::{pci::PciAddress, size::ByteSize};
+use qudata_qemu::machine::{Accel, CacheMode};
+use secrecy::SecretString;
+
+pub use self::{
+    keys::{SettingDoc, describe},
+    layers::{LoadFrom, ReadFileError, SettingsFile},
+    values::PortRange,
+};
+
+/// Where the file is when nobody says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/qudata/agent.toml";
+
+/// How a VM starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirmwareKind {
+    /// OVMF, as cloud images expect.
+    Uefi,
+    /// SeaBIOS.
+    Bios,
+    /// Kernel and initrd beside the image: the fastest.
+    Direct,
+}
+
+impl fmt::Display for FirmwareKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Uefi => "uefi",
+            Self::Bios => "bios",
+            Self::Direct => "direct",
+        })
+    }
+}
+
+/// How ports are published to the outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunnelKind {
+    /// By frpc.
+    Frp,
+    /// Not at all: they are on [`Settings::listen`].
+    None,
+}
+
+impl fmt::Display for TunnelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Frp => "frp",
+            Self::None => "none",
+        })
+    }
+}
+
+/// Everything the host's owner decided, checked. Each field is described in the table that `describe` prints.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// No control plane and no tunnel.
+    pub standalone: bool,
+    /// Runs without a GPU, and logs more.
+    pub debug: bool,
+    /// Address of the API and of the VMs' ports.
+    pub listen: IpAddr,
+    /// TCP port of the API; none: the first free one of 15001 to 15300.
+    pub agent_port: Option<u16>,
+    /// What executes guest instructions.
+    pub accel: Accel,
+    /// How a VM starts.
+    pub firmware: FirmwareKind,
+    /// How ports are published.
+    pub tunnel: TunnelKind,
+    /// What is kept over reboots.
+    pub data_dir: PathBuf,
+    /// Logs.
+    pub log_dir: PathBuf,
+    /// What lives for one boot: the API's socket and the VMs' sockets.
+    pub vm_run_dir: PathBuf,
+    /// Guest images.
+    pub image_dir: PathBuf,
+    /// The image that disks are made from.
+    pub base_image: PathBuf,
+    /// QEMU.
+    pub qemu_binary: PathBuf,
+    /// Makes disks.
+    pub qemu_img: PathBuf,
+    /// Network of a VM.
+    pub passt_binary: PathBuf,
+    /// UEFI firmware.
+    pub ovmf_code: PathBuf,
+    /// Template of a VM's UEFI variables.
+    pub ovmf_vars: PathBuf,
+    /// vCPUs where a caller names none.
+    pub vm_cpus: u32,
+    /// RAM where a caller names none.
+    pub vm_memory: ByteSize,
+    /// Disk in GiB where a caller names none.
+    pub vm_storage_gb: u64,
+    /// GPUs that may be rented out.
+    pub gpu_pci_addrs: Vec<PciAddress>,
+    /// Key for the control plane.
+    pub api_key: Option<SecretString>,
+    /// Base address of the control plane.
+    pub service_url: String,
+    /// The agent's own SSH key for its guests.
+    pub management_key: PathBuf,
+    /// The tunnel client.
+    pub frpc_binary: PathBuf,
+    /// The tunnel client's configuration, written by the agent.
+    pub frpc_config: PathBuf,
+    /// How long a guest may take to get ready.
+    pub ready_timeout: Duration,
+    /// vCPUs that may be promised per CPU of the host.
+    pub cpu_overcommit: u32,
+    /// First of the user ids that VMs run as.
+    pub vm_uid_base: u32,
+    /// Networks of the host's side that guests may reach all the same, as CIDR.
+    pub egress_allow: Vec<String>,
+    /// Use of the host's page cache for disks.
+    pub disk_cache: CacheMode,
+    /// RAM that is never rented out.
+    pub host_reserve_memory: ByteSize,
+    /// Disk space that is never rented out.
+    pub host_reserve_disk: ByteSize,
+    /// Host ports for the guests' SSH.
+    pub ssh_ports: PortRange,
+    /// Host ports for the guests' other ports.
+    pub app_ports: PortRange,
+    /// Host ports for the agent's own SSH to its guests.
+    pub management_ports: PortRange,
+    /// Region of the tunnel server.
+    pub region: String,
+}
+
+/// One thing that is wrong with the settings, as a sentence with the key, the value where it is no secret, and what is
+/// allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem(pub(crate) String);
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The agent must not start like this. Displays one problem a line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct SettingsError {
+    /// Everything that is wrong.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the settings are refused:")?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl Settings {
+    /// Settings from everything that can hold one. Looks at nothing but its argument.
+    ///
+    /// # Errors
+    /// With every problem that was found.
+    pub fn load(from: &LoadFrom<'_>) -> Result<Self, SettingsError> {
+        let (layers, mut problems) = layers::stack(from);
+        let mut settings = Self::defaults();
+        problems.extend(layers.apply(&mut settings));
+        settings.derive_paths(from, |key| layers.is_set(key));
+        settings.find_api_key(&layers, from, &mut problems);
+        settings.join_tunnel(layers.is_set("tunnel"), &mut problems);
+        settings.check_ports(&mut problems);
+        if problems.is_empty() { Ok(settings) } else { Err(SettingsError { problems }) }
+    }
+
+    /// Defaults that depend on nothing; the table in `keys` repeats them as text.
+    fn defaults() -> Self {
+        Self {
+            standalone: false,
+            debug: false,
+            listen: Ipv4Addr::LOCALHOST.into(),
+            agent_port: None,
+            accel: Accel::Kvm,
+            firmware: FirmwareKind::Uefi,
+            tunnel: TunnelKind::Frp,
+            data_dir: "/var/lib/qudata".into(),
+            log_dir: "/var/log/qudata".into(),
+            vm_run_dir: "/var/run/qudata".into(),
+            image_dir: PathBuf::new(),
+            base_image: PathBuf::new(),
+            qemu_binary: "/usr/bin/qemu-system-x86_64".into(),
+            qemu_img: "/usr/bin/qemu-img".into(),
+            passt_binary: "/usr/bin/passt".into(),
+            ovmf_code: PathBuf::new(),
+            ovmf_vars: PathBuf::new(),
+            vm_cpus: 4,
+            vm_memory: ByteSize::from_gib(8),
+            vm_storage_gb: 50,
+            gpu_pci_addrs: Vec::new(),
+            api_key: None,
+            service_url: "https://internal.qudata.ai/v0".into(),
+            management_key: PathBuf::new(),
+            frpc_binary: "/usr/local/bin/frpc".into(),
+            frpc_config: "/etc/qudata/frpc.toml".into(),
+            ready_timeout: Duration::from_secs(600),
+            cpu_overcommit: 1,
+            vm_uid_base: 720_000,
+            egress_allow: Vec::new(),
+            disk_cache: CacheMode::Direct,
+            host_reserve_memory: ByteSize::from_gib(1),
+            host_reserve_disk: ByteSize::from_gib(2),
+            ssh_ports: PortRange { first: 10_000, last: 15_000 },
+            app_ports: PortRange { first: 20_000, last: 30_000 },
+            management_ports: PortRange { first: 30_001, last: 32_000 },
+            region: "ru1".into(),
+        }
+    }
+
+    /// Defaults that follow from other settings or from what is installed.
+    fn derive_paths(&mut self, from: &LoadFrom<'_>, is_set: impl Fn(&str) -> bool) {
+        let Self { data_dir, image_dir, base_image, management_key, ovmf_code, ovmf_vars, .. } = self;
+        let default = |key: &str, field: &mut PathBuf, value: PathBuf| {
+            if !is_set(key) {
+                *field = value;
+            }
+        };
+        default("image_dir", image_dir, data_dir.join("images"));
+        default("base_image", base_image, image_dir.join("qudata-base.qcow2"));
+        default("management_key", management_key, data_dir.join(".ssh/management_key"));
+        default("ovmf_code", ovmf_code, first_there(from, &keys::OVMF_CODE));
+        default("ovmf_vars", ovmf_vars, first_there(from, &keys::OVMF_VARS));
+    }
+
+    /// A key given directly wins over one in a file.
+    fn find_api_key(&mut self, layers: &layers::Layers, from: &LoadFrom<'_>, problems: &mut Vec<Problem>) {
+        if layers.is_set("api_key") {
+            return;
+        }
+        let read = layers::api_key_text(layers, from).and_then(|found| match found {
+            Some((place, text)) => values::api_key(text.trim())
+                .map(Some)
+                .ok_or_else(|| Problem(format!("{place}: the API key in it must start with \"ak-\""))),
+            None => Ok(None),
+        });
+        match read {
+            Ok(key) => self.api_key = key,
+            Err(problem) => problems.push(problem),
+        }
+    }
+
+    fn join_tunnel(&mut self, chosen: bool, problems: &mut Vec<Problem>) {
+        if self.standalone {
+            if chosen && self.tunnel == TunnelKind::Frp {
+                problems.push(Problem(
+                    "QUDATA_STANDALONE=true excludes QUDATA_TUNNEL=frp: take one of the two away".into(),
+                ));
+            }
+            self.tunnel = TunnelKind::None;
+        } else if self.tunnel == TunnelKind::Frp {
+            problems.push(Problem(
+                "QUDATA_TUNNEL=frp: tunnels are not in this version: set QUDATA_TUNNEL=none, or --standalone"
+                    .into(),
+            ));
+        }
+    }
+
+    fn check_ports(&self, problems: &mut Vec<Problem>) {
+        let ranges = [
+            ("QUDATA_SSH_PORTS", self.ssh_ports),
+            ("QUDATA_APP_PORTS", self.app_ports),
+            ("QUDATA_MANAGEMENT_PORTS", self.management_ports),
+        ];
+        for (i, (name, range)) in ranges.iter().enumerate() {
+            for (other_name, other) in ranges.iter().skip(i + 1).filter(|(_, other)| range.overlaps(*other)) {
+                problems.push(Problem(format!(
+                    "{name} ({range}) and {other_name} ({other}) overlap: a port may be in one of them only"
+                )));
+            }
+        }
+    }
+}
+
+/// The first path that exists, or the first one, so that an error about it names a path that makes sense.
+fn first_there(from: &LoadFrom<'_>, candidates: &[&str]) -> PathBuf {
+    let there = candidates.iter().find(|path| (from.exists)(Path::new(path)));
+    there.or(candidates.first()).map(PathBuf::from).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! What all instances of one agent share: settings, paths, store, launcher, egress policy, keys. Built once by `daemon`,
+//! read by every instance's task; holds no state that changes.
+
+use qudata_guest::keys::ManagementKey;
+use qudata_host::{launch::Launcher, size::ByteSize};
+use qudata_qemu::{
+    disk::Owner,
+    egress::{Admission, Egress},
+    firmware::{self, BootFilesError, Firmware},
+};
+
+use crate::{
+    instance::record::{InstanceRecord, Leases},
+    inventory::{Defaults, Limits},
+    paths::{InstancePaths, Paths},
+    settings::{FirmwareKind, Settings},
+    store::Store,
+};
+
+/// Shared by all instances.
+#[derive(Debug)]
+pub struct Site {
+    /// The owner's settings.
+    pub settings: Settings,
+    /// Where everything is.
+    pub paths: Paths,
+    /// What must survive.
+    pub store: Store,
+    /// Starts processes that outlive the agent.
+    pub launcher: Launcher,
+    /// Keeps guests away from the host and its network.
+    pub egress: Egress,
+    /// Logs in to guests.
+    pub management_key: ManagementKey,
+    /// Groups QEMU needs beside its own, for example `kvm`.
+    pub vm_groups: Vec<u32>,
+    /// This boot of the host.
+    pub boot_id: String,
+}
+
+/// The two users of an instance's processes.
+#[derive(Debug, Clone, Copy)]
+pub struct Users {
+    /// Runs QEMU.
+    pub qemu: Owner,
+    /// Runs passt.
+    pub passt: Owner,
+}
+
+impl Site {
+    /// The paths of an instance.
+    pub fn instance(&self, record: &InstanceRecord) -> InstancePaths {
+        self.paths.instance(record.id)
+    }
+
+    /// The users of the processes of an instance with these leases. Two per slot, so that neither process can touch the
+    /// other or those of another instance.
+    pub fn users(&self, leases: &Leases) -> Users {
+        let qemu = self.settings.vm_uid_base.saturating_add(leases.slot.saturating_mul(2));
+        let owner = |id| Owner { uid: id, gid: id };
+        Users { qemu: owner(qemu), passt: owner(qemu.saturating_add(1)) }
+    }
+
+    /// What the egress policy knows of an instance.
+    pub fn admission(&self, leases: &Leases) -> Admission {
+        Admission {
+            uid: self.users(leases).passt.uid,
+            ports: leases.ports.values().copied().collect(),
+            management: leases.management_port,
+        }
+    }
+
+    /// How machines start here.
+    ///
+    /// # Errors
+    /// When direct boot is wanted and the image has no boot files.
+    pub fn firmware(&self, instance: &InstancePaths) -> Result<Firmware, BootFilesError> {
+        match self.settings.firmware {
+            FirmwareKind::Bios => Ok(Firmware::Bios),
+            FirmwareKind::Direct => firmware::find_boot_files(&self.settings.base_image),
+            FirmwareKind::Uefi => {
+                Ok(Firmware::Uefi { code: self.settings.ovmf_code.clone(), vars: instance.variables() })
+            }
+        }
+    }
+
+    /// What the owner allows.
+    pub fn limits(&self) -> Limits {
+        let s = &self.settings;
+        Limits {
+            ssh_ports: s.ssh_ports.first..=s.ssh_ports.last,
+            app_ports: s.app_ports.first..=s.app_ports.last,
+            management_ports: s.management_ports.first..=s.management_ports.last,
+            cpu_overcommit: s.cpu_overcommit,
+            reserve_memory: s.host_reserve_memory,
+            reserve_disk: s.host_reserve_disk,
+            // Passthrough is not part of this version; `daemon` refuses to start with GPUs configured.
+            gpus: Vec::new(),
+            defaults: Defaults {
+                cpus: s.vm_cpus,
+                memory: s.vm_memory,
+                storage: ByteSize::from_gib(s.vm_storage_gb),
+            },
+        }
+    }
+
+    /// A text for callers of the API: the host's own directories are named by their role.
+    pub fn without_paths(&self, text: &str) -> String {
+        let roots = [
+            (&self.settings.image_dir, "<images>"),
+            (&self.settings.data_dir, "<data>"),
+            (&self.settings.vm_run_dir, "<run>"),
+        ];
+        let mut text = text.to_owned();
+        for (root, name) in roots {
+            text = text.replace(&*root.to_string_lossy(), name);
+        }
+        text
+    }
+}

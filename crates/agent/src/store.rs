@@ -1,0 +1,227 @@
+//! What must survive the agent, in one redb file: records with their leases, and the schema version. A change is
+//! committed (and on disk) before the effect it announces.
+//!
+//! Leases live inside the records and are indexed again at start, so that a record and what it holds cannot come apart.
+//! A newer schema refuses to start. A damaged file is set aside, never overwritten.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use uuid::Uuid;
+
+use crate::instance::record::InstanceRecord;
+
+/// Version of what is written here. Raise it with every change that an older agent would misread.
+const SCHEMA: u64 = 1;
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const INSTANCES: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("instances");
+
+/// The store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenStoreError {
+    /// Another agent has it open.
+    #[error("another agent already uses {path}: stop it first, or give this one its own QUDATA_DATA_DIR")]
+    InUse {
+        /// The store.
+        path: PathBuf,
+    },
+    /// Written by a newer agent.
+    #[error(
+        "{path} was written by a newer agent (schema {found}, this one knows {SCHEMA}): install that version again"
+    )]
+    Newer {
+        /// The store.
+        path: PathBuf,
+        /// Its schema.
+        found: u64,
+    },
+    /// It cannot be read or written for a reason that setting it aside would not cure.
+    #[error("cannot open the store {path}")]
+    Unusable {
+        /// The store.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// It is damaged and could not be set aside.
+    #[error("the store {path} is damaged and cannot be moved aside")]
+    SetAside {
+        /// The store.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A commit or a read failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the store could not {attempt}")]
+pub struct StoreError {
+    /// What was tried.
+    pub attempt: &'static str,
+    /// Why it failed.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    attempt: &'static str,
+) -> impl FnOnce(E) -> StoreError {
+    move |source| StoreError { attempt, source: source.into() }
+}
+
+/// The open store; clones share it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    database: Arc<Database>,
+}
+
+/// What opening found.
+#[derive(Debug)]
+pub struct Opened {
+    /// The store.
+    pub store: Store,
+    /// All records, in no particular order.
+    pub records: Vec<InstanceRecord>,
+    /// Where a damaged predecessor was put.
+    pub set_aside: Option<PathBuf>,
+}
+
+impl Store {
+    /// Opens or creates the store and reads every record.
+    ///
+    /// # Errors
+    /// [`OpenStoreError`]; nothing was changed then.
+    pub fn open(path: &Path) -> Result<Opened, OpenStoreError> {
+        match Self::open_intact(path) {
+            Ok((store, records)) => Ok(Opened { store, records, set_aside: None }),
+            Err(Trouble::Refused(error)) => Err(error),
+            Err(Trouble::Damaged(damage)) => {
+                let stamp = jiff::Timestamp::now().as_second();
+                let aside = path.with_extension(format!("damaged-{stamp}"));
+                tracing::error!(damage, aside = %aside.display(), "the store is damaged; setting it aside");
+                std::fs::rename(path, &aside)
+                    .map_err(|source| OpenStoreError::SetAside { path: path.to_owned(), source })?;
+                let (store, records) = Self::open_intact(path).map_err(|trouble| match trouble {
+                    Trouble::Refused(error) => error,
+                    Trouble::Damaged(text) => OpenStoreError::Unusable {
+                        path: path.to_owned(),
+                        source: Box::new(redb::Error::Corrupted(text)),
+                    },
+                })?;
+                Ok(Opened { store, records, set_aside: Some(aside) })
+            }
+        }
+    }
+
+    fn open_intact(path: &Path) -> Result<(Self, Vec<InstanceRecord>), Trouble> {
+        let database = Database::create(path).map_err(|e| Trouble::of(path, e.into()))?;
+        let _ = std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600));
+        let store = Self { database: Arc::new(database) };
+        let found = store.schema().map_err(|e| Trouble::of(path, e))?;
+        if found > SCHEMA {
+            return Err(Trouble::Refused(OpenStoreError::Newer { path: path.to_owned(), found }));
+        }
+        let records = store.read_all().map_err(|e| Trouble::of(path, e))?;
+        let parsed = records.iter().map(|bytes| serde_json::from_slice(bytes)).collect::<Result<Vec<_>, _>>();
+        Ok((store, parsed.map_err(|e| Trouble::Damaged(format!("a record is no record: {e}")))?))
+    }
+
+    /// Reads the schema version, writing it into a new store.
+    fn schema(&self) -> Result<u64, redb::Error> {
+        let transaction = self.database.begin_write()?;
+        let found = {
+            let mut meta = transaction.open_table(META)?;
+            transaction.open_table(INSTANCES)?;
+            let found = meta.get("schema")?.map(|v| v.value());
+            match found {
+                Some(found) => found,
+                None => {
+                    meta.insert("schema", SCHEMA)?;
+                    SCHEMA
+                }
+            }
+        };
+        transaction.commit()?;
+        Ok(found)
+    }
+
+    fn read_all(&self) -> Result<Vec<Vec<u8>>, redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(INSTANCES)?;
+        let mut records = Vec::new();
+        for row in table.iter()? {
+            records.push(row?.1.value().to_vec());
+        }
+        Ok(records)
+    }
+
+    /// Writes a record; when this returns, it is on disk.
+    ///
+    /// # Errors
+    /// When the disk is full or fails; the former record is kept.
+    pub async fn put(&self, record: &InstanceRecord) -> Result<(), StoreError> {
+        let key = record.id.as_u128();
+        let bytes = serde_json::to_vec(record).map_err(failed("encode a record"))?;
+        self.write(move |table| table.insert(key, bytes.as_slice()).map(|_| ())).await
+    }
+
+    /// Forgets a record.
+    ///
+    /// # Errors
+    /// When the disk fails; the record is kept.
+    pub async fn remove(&self, id: Uuid) -> Result<(), StoreError> {
+        let key = id.as_u128();
+        self.write(move |table| table.remove(key).map(|_| ())).await
+    }
+
+    async fn write<F>(&self, change: F) -> Result<(), StoreError>
+    where
+        F: FnOnce(&mut redb::Table<'_, u128, &'static [u8]>) -> Result<(), redb::StorageError>
+            + Send
+            + 'static,
+    {
+        let database = self.database.clone();
+        // A commit ends with fsync, which can take long on a busy disk.
+        let committed = tokio::task::spawn_blocking(move || -> Result<(), redb::Error> {
+            let transaction = database.begin_write()?;
+            {
+                let mut table = transaction.open_table(INSTANCES)?;
+                change(&mut table)?;
+            }
+            transaction.commit()?;
+            Ok(())
+        });
+        committed.await.map_err(failed("run a commit"))?.map_err(failed("commit"))
+    }
+}
+
+enum Trouble {
+    Refused(OpenStoreError),
+    Damaged(String),
+}
+
+impl Trouble {
+    fn of(path: &Path, error: redb::Error) -> Self {
+        let path = path.to_owned();
+        match error {
+            redb::Error::DatabaseAlreadyOpen => Self::Refused(OpenStoreError::InUse { path }),
+            redb::Error::Corrupted(text) => Self::Damaged(text),
+            // What redb answers to a file that is none of its own, or of a format it cannot read.
+            redb::Error::Io(e) if e.kind() == io::ErrorKind::InvalidData => Self::Damaged(e.to_string()),
+            error @ (redb::Error::UpgradeRequired(_)
+            | redb::Error::TableTypeMismatch { .. }
+            | redb::Error::TypeDefinitionChanged { .. }) => Self::Damaged(error.to_string()),
+            other => Self::Refused(OpenStoreError::Unusable { path, source: Box::new(other) }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! `cargo xtask image`: the development guest image, built once per recipe and kept in the cache.
+//! Called by main, and by test and demo, which need its path.
+//!
+//! ```text
+//! <cache>/images/.lock                    one builder at a time
+//! <cache>/images/.build-<hash>-<pid>/     work in progress; left by a crash, removed by the next builder
+//! <cache>/images/<hash>/guest.qcow2       published by rename, with .vmlinuz .initrd .cmdline and blank.qcow2 beside it
+//! ```
+mod cache;
+mod disk;
+mod recipe;
+mod rootfs;
+mod sources;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::deps;
+use crate::tool::{self, say};
+
+/// File name of the image without its ending; the agent looks for the kernel under the same stem.
+const STEM: &str = "guest";
+
+/// What the cache holds for this recipe.
+#[derive(Debug)]
+pub(crate) struct Images {
+    /// Boots to sshd.
+    pub guest: PathBuf,
+    /// An empty disk, for tests that need a VM and no guest.
+    pub blank: PathBuf,
+}
+
+/// Builds what is missing and returns where it lies.
+pub(crate) fn ensure() -> Result<Images> {
+    let release = sources::release()?;
+    let hash = recipe::hash(&release);
+    let images = cache::open()?;
+    let home = images.join(&hash);
+    if !home.exists() {
+        // Not needed once the image exists, so an offline machine with a filled cache works.
+        deps::ensure(&[deps::IMAGE])?;
+        let lock = cache::lock(&images)?;
+        if !home.exists() {
+            cache::sweep(&images)?;
+            build(&images, &home, &release, &hash)?;
+        }
+        drop(lock);
+    }
+    Ok(Images { guest: home.join(format!("{STEM}.qcow2")), blank: home.join("blank.qcow2") })
+}
+
+fn build(images: &Path, home: &Path, release: &str, hash: &str) -> Result<()> {
+    let started = Instant::now();
+    let work = images.join(format!("{}{hash}-{}", cache::BUILD_PREFIX, std::process::id()));
+    say(format!("building the guest image {hash} from Debian {release} packages (a few minutes, once)"));
+    fs::create_dir(&work).with_context(|| format!("cannot create {}", work.display()))?;
+    let built = contents(&work, release).and_then(|()| publish(&work, home));
+    cache::remove(&work)?;
+    built?;
+    say(format!("guest image ready after {} s", started.elapsed().as_secs()));
+    Ok(())
+}
+
+fn contents(work: &Path, release: &str) -> Result<()> {
+    rootfs::build(work, release, &sources::read(release)?)?;
+    say("laying out the disk");
+    disk::build(work, STEM)?;
+    tool::run(Command::new("qemu-img").current_dir(work).args([
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "blank.qcow2",
+        "64M",
+    ]))
+}
+
+/// Moves the results, and nothing else, to their final name in one step.
+fn publish(work: &Path, home: &Path) -> Result<()> {
+    let ready = work.join("ready");
+    fs::create_dir(&ready).context("cannot create the directory to publish")?;
+    fs::set_permissions(&ready, fs::Permissions::from_mode(0o755))?;
+    for name in ["guest.qcow2", "guest.vmlinuz", "guest.initrd", "guest.cmdline", "blank.qcow2"] {
+        let to = ready.join(name);
+        fs::rename(work.join(name), &to).with_context(|| format!("the build left no {name}"))?;
+        // QEMU reads them under a uid of its own, and nobody writes them again.
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o644))?;
+        fs::File::open(&to)
+            .and_then(|file| file.sync_all())
+            .with_context(|| format!("cannot sync {name}"))?;
+    }
+    fs::rename(&ready, home).with_context(|| format!("cannot publish {}", home.display()))
+}
