@@ -102,7 +102,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     if !settings.debug || !settings.gpu_pci_addrs.is_empty() {
         return Err(DaemonError::Gpus);
     }
-    let paths = Paths::new(&settings.data_dir, &settings.vm_run_dir);
+    let paths = Paths::new(&settings.data_dir, &settings.vm_run_dir, &settings.log_dir);
     make_dirs(&paths)?;
     check_programs(&settings)?;
     check_kvm(&settings, paths.run()).await?;
@@ -143,6 +143,8 @@ fn make_dirs(paths: &Paths) -> Result<(), DaemonError> {
     for dir in [paths.data().to_owned(), paths.instances(), paths.run().to_owned(), paths.vms()] {
         durable::create_dir(&dir, 0o711).map_err(cannot("create the agent's directories"))?;
     }
+    durable::create_dir(&paths.logs(), 0o700)
+        .map_err(cannot("create the directory of the instances' logs"))?;
     Ok(())
 }
 
@@ -232,7 +234,8 @@ fn store_set_aside(path: &Path) -> Problem {
 
 /// Puts the policy back when somebody else's firewall tool has removed it.
 async fn guard_egress(site: Arc<Site>, instances: Instances) {
-    let mut clock = tokio::time::interval(GUARD_PERIOD);
+    // Not at once: recovery has just seen to it.
+    let mut clock = tokio::time::interval_at(tokio::time::Instant::now() + GUARD_PERIOD, GUARD_PERIOD);
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         clock.tick().await;

@@ -202,6 +202,7 @@ impl Instances {
             phase: Phase::Starting,
             since: now,
             ready_at: None,
+            incarnation: 1,
             boot_id: site.boot_id.clone(),
         })
     }
@@ -306,7 +307,7 @@ impl Instances {
 
     fn taken(&self) -> Vec<Taken> {
         let growth = |handle: &Handle| {
-            let disk = self.inner.site.paths.instance(handle.id()).disk();
+            let disk = self.inner.site.paths.instance(handle.id(), 0).disk();
             let blocks = std::fs::metadata(disk).map_or(0, |m| std::os::unix::fs::MetadataExt::blocks(&m));
             // st_blocks counts 512 bytes, stat(2).
             handle.holds().storage.saturating_sub(ByteSize::from_bytes(blocks.saturating_mul(512)))

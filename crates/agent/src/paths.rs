@@ -6,8 +6,13 @@
 //!   instances/<id>/               root, 0711: disk.qcow2  vars.fd  seed.iso   (files of the VM's user)
 //! <run>/                          one boot
 //!   agent.sock
-//!   vms/<id>/                     root, 0711: identities, logs; see `qudata_qemu::vm::paths`
+//!   vms/<id>/<incarnation>/       root, 0711: identities of processes, sockets; see `qudata_qemu::vm::paths`
+//! <log>/                          for people
+//!   instances/<id>/               console.log  qemu.log  passt.log
 //! ```
+//! Every start of a VM has a run directory of its own. A launch that is late (its agent was killed, its instance given
+//! up) finds its directory gone and starts nothing, whatever was begun since.
+//!
 //! What the VM's user may write is never the place of a file that root trusts: a QEMU taken over by its guest can neither
 //! forge the identity of a process nor lead the agent through a symlink.
 
@@ -24,12 +29,13 @@ const TAKEN: &str = "gone";
 pub struct Paths {
     data: PathBuf,
     run: PathBuf,
+    log: PathBuf,
 }
 
 impl Paths {
-    /// Paths below a data and a run directory.
-    pub fn new(data: &Path, run: &Path) -> Self {
-        Self { data: data.to_owned(), run: run.to_owned() }
+    /// Paths below a data, a run and a log directory.
+    pub fn new(data: &Path, run: &Path, log: &Path) -> Self {
+        Self { data: data.to_owned(), run: run.to_owned(), log: log.to_owned() }
     }
 
     /// The data directory.
@@ -67,11 +73,19 @@ impl Paths {
         self.run.join("vms")
     }
 
-    /// The paths of one instance.
-    pub fn instance(&self, id: Uuid) -> InstancePaths {
+    /// Parent of the instances' logs.
+    pub fn logs(&self) -> PathBuf {
+        self.log.join("instances")
+    }
+
+    /// The paths of one instance and one incarnation of its VM.
+    pub fn instance(&self, id: Uuid, incarnation: u32) -> InstancePaths {
+        let run = self.vms().join(id.to_string());
         InstancePaths {
             data: self.instances().join(id.to_string()),
-            vm: VmPaths::new(self.vms().join(id.to_string())),
+            vm: VmPaths::new(run.join(incarnation.to_string())),
+            run,
+            logs: self.logs().join(id.to_string()),
         }
     }
 }
@@ -81,8 +95,12 @@ impl Paths {
 pub struct InstancePaths {
     /// Directory of what is kept until DELETE.
     pub data: PathBuf,
-    /// What lives as long as the VM.
+    /// Parent of the run directories of all incarnations of its VM.
+    pub run: PathBuf,
+    /// The run directory of this incarnation.
     pub vm: VmPaths,
+    /// What its guest and its processes printed, kept until DELETE.
+    pub logs: PathBuf,
 }
 
 impl InstancePaths {
@@ -94,6 +112,11 @@ impl InstancePaths {
     /// UEFI variables.
     pub fn variables(&self) -> PathBuf {
         self.data.join("vars.fd")
+    }
+
+    /// Bounded serial log.
+    pub fn console(&self) -> PathBuf {
+        self.logs.join("console.log")
     }
 
     /// NoCloud seed.

@@ -5,9 +5,12 @@ use std::{sync::Arc, time::Duration};
 
 use qudata_api::Problem;
 use qudata_host::{launch::Launcher, process::Process};
-use qudata_qemu::vm::{
-    Adoption, Vm,
-    paths::{PASST, QEMU},
+use qudata_qemu::{
+    egress::EgressState,
+    vm::{
+        Adoption, Vm,
+        paths::{PASST, QEMU},
+    },
 };
 use uuid::Uuid;
 
@@ -77,11 +80,15 @@ struct Observation {
 /// Takes over every recorded instance and reports what does not belong to any.
 pub async fn recover(site: &Arc<Site>, records: Vec<InstanceRecord>, instances: &Instances) -> Vec<Problem> {
     let known: Vec<Uuid> = records.iter().map(|record| record.id).collect();
+    let policy = Arc::new(site.egress.observe().await.unwrap_or_else(|error| {
+        tracing::error!(error = %chain(&error), "the network policy cannot be read");
+        EgressState::default()
+    }));
     // One hanging QEMU must not delay the others.
     let mut recoveries = tokio::task::JoinSet::new();
     for record in records {
-        let site = site.clone();
-        recoveries.spawn(async move { recover_one(&site, record).await });
+        let (site, policy) = (site.clone(), policy.clone());
+        recoveries.spawn(async move { recover_one(&site, &policy, record).await });
     }
     while let Some(recovered) = recoveries.join_next().await {
         match recovered {
@@ -92,10 +99,14 @@ pub async fn recover(site: &Arc<Site>, records: Vec<InstanceRecord>, instances: 
     find_orphans(site, &known)
 }
 
-async fn recover_one(site: &Arc<Site>, mut record: InstanceRecord) -> (InstanceRecord, Beginning) {
+async fn recover_one(
+    site: &Arc<Site>,
+    policy: &EgressState,
+    mut record: InstanceRecord,
+) -> (InstanceRecord, Beginning) {
     let id = record.id;
     // A teardown was interrupted here: nothing new can come of it, so it is finished first.
-    let interrupted = taken_away(site.instance(&record).vm.dir()).exists();
+    let interrupted = taken_away(&site.instance(&record).run).exists();
     if interrupted && !matches!(record.phase, Phase::Deleting) {
         log_residues(id, &teardown::end_runtime(site, &record).await);
     }
@@ -104,10 +115,7 @@ async fn recover_one(site: &Arc<Site>, mut record: InstanceRecord) -> (InstanceR
     tracing::info!(instance = %id, phase = ?record.phase, ?found, ?plan, "recovering");
     let beginning = match (plan, vm) {
         (Plan::Adopt, Some(vm)) => {
-            // Idempotent, and the table may have been lost with a reboot of the firewall.
-            if let Err(error) = site.egress.admit(&site.admission(&record.leases)).await {
-                tracing::error!(instance = %id, error = %chain(&error), "the network policy was not renewed");
-            }
+            confine(site, policy, &record).await;
             Beginning::Adopted(Box::new(Adopted { vm, passt }))
         }
         (Plan::Adopt | Plan::Leave, _) => {
@@ -118,6 +126,8 @@ async fn recover_one(site: &Arc<Site>, mut record: InstanceRecord) -> (InstanceR
         (Plan::BringUp, _) => {
             log_residues(id, &teardown::end_runtime(site, &record).await);
             record.phase = Phase::Starting;
+            record.incarnation = record.incarnation.saturating_add(1);
+            put(site, &record).await;
             Beginning::Provision(None)
         }
         (Plan::NoteEnd, _) => {
@@ -135,6 +145,18 @@ async fn recover_one(site: &Arc<Site>, mut record: InstanceRecord) -> (InstanceR
         (Plan::Delete, _) => Beginning::Delete,
     };
     (record, beginning)
+}
+
+/// Confines an adopted VM again where the policy was lost. Where it holds it is left alone: admitting anew would close
+/// the tenant's ports for a moment.
+async fn confine(site: &Site, policy: &EgressState, record: &InstanceRecord) {
+    let admission = site.admission(&record.leases);
+    if policy.confines(&admission) {
+        return;
+    }
+    if let Err(error) = site.egress.admit(&admission).await {
+        tracing::error!(instance = %record.id, error = %chain(&error), "the network policy was not renewed");
+    }
 }
 
 async fn observe(site: &Site, record: &InstanceRecord) -> Observation {

@@ -50,7 +50,7 @@ pub struct Users {
 impl Site {
     /// The paths of an instance.
     pub fn instance(&self, record: &InstanceRecord) -> InstancePaths {
-        self.paths.instance(record.id)
+        self.paths.instance(record.id, record.incarnation)
     }
 
     /// The users of the processes of an instance with these leases. Two per slot, so that neither process can touch the

@@ -18,7 +18,7 @@ pub(crate) fn size(bytes: u64) -> String {
     if tenths == 0 || whole >= 100 { format!("{whole} {name}") } else { format!("{whole}.{tenths} {name}") }
 }
 
-/// `0.4 s`, `48.1 s`, `3 min 20 s`, `2 h 13 min`, `4 d 2 h`.
+/// `140 ms`, `48.1 s`, `3 min 20 s`, `2 h 13 min`, `4 d 2 h`.
 pub(crate) fn duration(ms: u64) -> String {
     let s = ms / 1000;
     let two = |a: u64, a_name: &str, b: u64, b_name: &str| match b {
@@ -26,7 +26,8 @@ pub(crate) fn duration(ms: u64) -> String {
         b => format!("{a} {a_name} {b} {b_name}"),
     };
     match s {
-        0..=59 => format!("{s}.{} s", ms % 1000 / 100),
+        0 => format!("{ms} ms"),
+        1..=59 => format!("{s}.{} s", ms % 1000 / 100),
         60..=3599 => two(s / 60, "min", s % 60, "s"),
         3600..=86399 => two(s / 3600, "h", s / 60 % 60, "min"),
         _ => two(s / 86400, "d", s / 3600 % 24, "h"),
@@ -82,7 +83,8 @@ mod tests {
     #[test]
     fn durations() {
         let table = [
-            (0, "0.0 s"),
+            (0, "0 ms"),
+            (999, "999 ms"),
             (9_960, "9.9 s"),
             (48_190, "48.1 s"),
             (200_000, "3 min 20 s"),

@@ -3,7 +3,13 @@
 
 mod fake_agent;
 
-use std::{fs, os::unix::fs::PermissionsExt, process::Stdio, time::Instant};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
+    process::Stdio,
+    time::Instant,
+};
 
 use fake_agent::{Answer, Ended, FakeAgent, qudata_agent};
 use serde_json::{Value, json};
@@ -203,6 +209,24 @@ fn create_survives_an_agent_that_is_restarted() {
     let phases: Vec<_> =
         ended.err.lines().skip(3).filter_map(|l| l.split_once(" s  ")).map(|(_, p)| p).collect();
     assert_eq!(phases, ["accepted", "booting", "guest up", "adopted"], "{ended:?}");
+}
+
+#[test]
+fn an_interrupted_wait_says_that_the_work_goes_on() {
+    let agent = FakeAgent::start(vec![
+        ("POST /instances", vec![created()]),
+        (&format!("GET /instances/{A}/events"), vec![events(&[(1, "accepted", "")]).and_hang()]),
+    ]);
+    let mut command = agent.command("instance create");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Once the first phase is shown, the wait has begun.
+    let mut shown = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(shown.by_ref().any(|l| l.contains("accepted")));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let rest: Vec<_> = shown.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(7), "{rest:?}");
+    assert!(rest.join(" ").contains("events --follow web"), "{rest:?}");
 }
 
 #[test]

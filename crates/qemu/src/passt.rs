@@ -9,9 +9,10 @@
 //! It ends when QEMU closes the socket (`--one-off`), and it must not be started as root: it would change to
 //! `nobody`, whom the egress policy does not know.
 //!
-//! The passt of Debian 12 (2023-03) has two limits that no option lifts, both measured. It completes a connection
-//! towards the guest only when the client has sent something: SSH and HTTP do, but a service that speaks first to a
-//! silent client (SMTP, MySQL) stalls. And a guest whose outward connection is refused sees a timeout instead.
+//! Two limits were measured with the passt of Debian 12 (2023-03). It completes a connection towards the guest only
+//! when the client has sent something: SSH and HTTP clients do, but a service that speaks first to a silent client
+//! stalls; the guest's MTU makes no difference. And a guest whose outward TCP connection the egress policy refuses sees
+//! a timeout, not a refusal.
 
 use std::ffi::OsString;
 use std::fs;

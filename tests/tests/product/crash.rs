@@ -1,9 +1,12 @@
 //! The agent dies or is stopped; its tenants do not notice.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use qudata_testkit::{agent::TestAgent, ssh::KeyPair};
-use qudata_tests::{BOOT, SOON, blank_agent, guest, guest_agent, small};
+use qudata_tests::{BOOT, SOON, blank_agent, guest, guest_agent, knock, small};
 use serde_json::json;
 
 /// L1: every start killed the renter's VM. L2: SIGTERM stopped the VM and deleted its disk.
@@ -22,11 +25,17 @@ fn orig_l1_l2_agent_restart_keeps_the_vm() {
         assert_eq!(facts(), boot, "the guest was started again {when}");
     };
 
-    agent.kill9();
-    untouched("while the agent is dead");
-    agent.restart();
-    agent.wait_for_state(&vm, "running", SOON);
-    untouched("after kill -9");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let refusals = scope.spawn(|| refusals(vm.port(8000), &over));
+        agent.kill9();
+        untouched("while the agent is dead");
+        agent.restart();
+        agent.wait_for_state(&vm, "running", SOON);
+        untouched("after kill -9");
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(refusals.join().unwrap(), 0, "a renter was turned away because the agent was restarted");
+    });
 
     assert!(agent.terminate().success(), "SIGTERM is an orderly end");
     untouched("while the agent is stopped");
@@ -119,6 +128,17 @@ fn kill_during_delete_is_finished() {
         nothing_runs(&agent);
     }
     agent.assert_clean(&mut baseline);
+}
+
+/// Connects to a published port all the time; how often the host refused. Nobody listens in the guest, and still the
+/// connection comes about: passt takes it first.
+fn refusals(port: u16, over: &AtomicBool) -> usize {
+    let mut refusals = 0;
+    while !over.load(Ordering::Relaxed) {
+        refusals += usize::from(knock(port).0.is_err());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    refusals
 }
 
 fn nothing_runs(agent: &TestAgent) {

@@ -161,11 +161,20 @@ fn site(dir: &std::path::Path) -> Arc<Site> {
         std::fs::create_dir(dir).unwrap();
     }
     let flag = |key, value: &str| (key, value.to_owned());
-    let mut from = LoadFrom::host(None, vec![flag("standalone", "true"), flag("debug", "true")]).unwrap();
-    (from.file, from.env) = (None, Vec::new());
-    from.flags.push(flag("data_dir", data.to_str().unwrap()));
-    from.flags.push(flag("vm_run_dir", run.to_str().unwrap()));
-    let paths = Paths::new(&data, &run);
+    let flags = vec![
+        flag("standalone", "true"),
+        flag("debug", "true"),
+        flag("data_dir", data.to_str().unwrap()),
+        flag("vm_run_dir", run.to_str().unwrap()),
+    ];
+    let from = LoadFrom {
+        file: None,
+        env: Vec::new(),
+        flags,
+        read: &|path| std::fs::read(path),
+        exists: &|path| path.exists(),
+    };
+    let paths = Paths::new(&data, &run, &data.join("log"));
     Arc::new(Site {
         settings: Settings::load(&from).unwrap(),
         store: Store::open(&paths.store()).unwrap().store,
@@ -205,6 +214,7 @@ fn record(number: u32) -> InstanceRecord {
         phase: Phase::Stopped { reason: "the guest powered off".into() },
         since: now,
         ready_at: Some(now),
+        incarnation: 1,
         boot_id: "boot".into(),
     }
 }

@@ -64,6 +64,7 @@ impl InstanceTask {
         match verdict {
             Verdict::AlreadySo => answer(reply, Ok(self.status())),
             Verdict::Boot => {
+                self.record.incarnation = self.record.incarnation.saturating_add(1);
                 self.commit(Phase::Starting).await;
                 self.events.add("starting", None);
                 self.start_boot(None);
@@ -177,7 +178,7 @@ impl InstanceTask {
     /// Reading the log may take a moment and changes nothing, so it does not occupy the task.
     fn console(&self, reply: Reply<Vec<u8>>) {
         let orders = self.running.as_ref().map(|running| running.link.orders());
-        let file = Console::new(self.site.instance(&self.record).vm.console_log());
+        let file = Console::new(self.site.instance(&self.record).console());
         tokio::spawn(async move {
             if let Some(orders) = orders {
                 let (drained_reply, drained) = oneshot::channel();

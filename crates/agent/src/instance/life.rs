@@ -76,6 +76,7 @@ impl InstanceTask {
         if !network {
             self.network_lost();
         }
+        self.freeze_network(paused);
         match (&self.record.phase, state) {
             (_, Err(_)) => self.unresponsive(),
             (Phase::Up, Ok(_)) => {
@@ -98,7 +99,7 @@ impl InstanceTask {
         let Ok(host_key) = GuestKey::parse(&self.record.host_key) else { return false };
         let access =
             GuestAccess::new(self.record.leases.management_port, host_key, self.site.management_key.clone());
-        let (link, news) = vm_watch::watch(vm, self.site.instance(&self.record).vm.console_log());
+        let (link, news) = vm_watch::watch(vm, self.site.instance(&self.record).console());
         self.running = Some(Running {
             link,
             news,

@@ -35,6 +35,7 @@ use super::{
     events::EventLog,
     record::{FileStep, InstanceRecord},
     spec::SSH_PORT,
+    teardown,
 };
 use crate::site::Site;
 
@@ -102,12 +103,26 @@ pub async fn bring_up(
 ) -> Result<Started, ProvisionError> {
     let leases = record.leases.clone();
     let id = record.id;
+    ensure_nothing_runs(site, &record).await?;
     let gpus = bind(&leases.gpus)?;
     let network = start_network(site, &record);
     let (files, network) = tokio::try_join!(make_files(site, record.clone(), host_key, events), network)?;
     events.add("network_started", None);
     tracing::debug!(instance = %id, "files and network are ready");
     start_vm(site, files, gpus, network, events).await
+}
+
+/// Two VMs on one disk would destroy it. Ordinarily nothing runs here; something does when an earlier end was impossible
+/// or unclear.
+async fn ensure_nothing_runs(site: &Site, record: &InstanceRecord) -> Result<(), ProvisionError> {
+    let alive = teardown::find_alive(site, record).await.map_err(failed("looking for an earlier VM"))?;
+    if alive.is_empty() {
+        return Ok(());
+    }
+    Err(failed("starting")(format!(
+        "{} of an earlier start still runs; delete the instance",
+        alive.join(" and ")
+    )))
 }
 
 /// The place where passthrough plugs in. `site.limits()` offers no GPUs in this version, so there is nothing to bind.
@@ -129,6 +144,7 @@ async fn make_files(
     let instance = site.instance(&record);
     let owner = site.users(&record.leases).qemu;
     durable::create_dir(&instance.data, 0o711).map_err(failed("creating the instance's directory"))?;
+    durable::create_dir(&instance.logs, 0o700).map_err(failed("creating the directory of its logs"))?;
     let before = record.done.clone();
     let disk = make_disk(site, &record, owner, events);
     let seed = make_seed(site, &record, owner, host_key, events);
@@ -243,10 +259,7 @@ fn make_variables(site: &Site, record: &InstanceRecord, owner: Owner) -> Result<
 async fn start_network(site: &Site, record: &InstanceRecord) -> Result<Network, ProvisionError> {
     let paths = site.instance(record).vm;
     let users = site.users(&record.leases);
-    // Sockets of an earlier incarnation would be taken for new ones.
-    for dir in [paths.qemu_dir(), paths.passt_dir()] {
-        durable::remove_tree(&dir).map_err(failed("clearing the run directory"))?;
-    }
+    durable::create_dir(&site.instance(record).run, 0o711).map_err(failed("creating the run directory"))?;
     paths.create(users.qemu, users.passt).map_err(failed("creating the run directory"))?;
     // Confined before it exists: there is no moment in which this guest reaches the host.
     site.egress.admit(&site.admission(&record.leases)).await.map_err(failed("confining the network"))?;

@@ -122,6 +122,8 @@ pub struct InstanceRecord {
     pub since: Timestamp,
     /// When the guest was first proven.
     pub ready_at: Option<Timestamp>,
+    /// Counts the starts of its VM, from 1. Raised and committed before each start.
+    pub incarnation: u32,
     /// Boot of the host in which its VM was last started.
     pub boot_id: String,
 }

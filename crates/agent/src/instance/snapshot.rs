@@ -99,7 +99,11 @@ pub(super) fn first_reason(record: &InstanceRecord) -> Option<String> {
 /// The view of a record in a state.
 pub(super) fn first_view(site: &Site, record: &InstanceRecord, state: InstanceState) -> InstanceView {
     let ssh = record.leases.ports.get(&SSH_PORT).map(|port| SshEndpoint {
-        host: site.settings.listen.to_string(),
+        // Bound everywhere: from the host itself, this is where it is.
+        host: match site.settings.listen {
+            any if any.is_unspecified() => "127.0.0.1".to_owned(),
+            address => address.to_string(),
+        },
         port: *port,
         user: "root".to_owned(),
     });

@@ -258,9 +258,10 @@ impl InstanceTask {
             self.events.close();
         } else {
             tracing::error!(instance = %id, ?residues, "not everything could be removed");
+            // It stays "deleting": nothing but another DELETE may be done to what is left.
             let reason = format!("not everything could be removed: {}; delete it again", public.join("; "));
-            self.enter(InstanceState::Failed, Some(reason.clone()));
-            self.events.add("failed", Some(reason));
+            self.enter(InstanceState::Deleting, Some(reason.clone()));
+            self.problem("residue", reason, "remove the cause, then delete the instance again");
         }
         let teardown = Teardown { id: Some(id), complete, residues: public };
         let mut waiting: Vec<_> = reply.into_iter().collect();

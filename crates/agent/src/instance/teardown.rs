@@ -1,13 +1,20 @@
 //! Backward: the only cleanup in the program. Called for DELETE, after a failed bring-up, when a VM has ended, and by
 //! recovery. Reverse order, each part idempotent, absence is success, never stops at the first failure.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use qudata_host::{durable, launch::Launcher, process::Process};
+use qudata_host::{
+    durable,
+    launch::{Launcher, log_path},
+    process::Process,
+};
 use qudata_qemu::vm::paths::{PASST, QEMU};
 
 use super::record::InstanceRecord;
-use crate::{paths::taken_away, refusal::chain, site::Site};
+use crate::{paths::InstancePaths, paths::taken_away, refusal::chain, site::Site};
 
 /// A killed QEMU is gone in milliseconds; one that the kernel holds longer (a device that hangs) is left and reported.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -18,14 +25,15 @@ pub type Residues = Vec<String>;
 /// Ends the processes of an instance and withdraws its network; the disk stays.
 pub async fn end_runtime(site: &Site, record: &InstanceRecord) -> Residues {
     let mut residues = Residues::new();
-    let run = site.instance(record).vm.dir().to_owned();
+    let InstancePaths { run, logs, .. } = site.instance(record);
     let gone = taken_away(&run);
     // First the name is taken away: a launch that is still on its way can no longer write its identity and gives up.
     // What has written it is found below. Both names are searched, for an earlier attempt may have been interrupted.
     take_away(&run, &gone, &mut residues);
-    for dir in [&gone, &run] {
+    let incarnations: Vec<PathBuf> = [&gone, &run].into_iter().flat_map(|dir| subdirectories(dir)).collect();
+    for incarnation in &incarnations {
         for name in [QEMU, PASST] {
-            end_process(dir, name, &mut residues).await;
+            end_process(incarnation, name, &mut residues).await;
         }
     }
     if let Err(error) = site.egress.withdraw(&site.admission(&record.leases)).await {
@@ -33,8 +41,12 @@ pub async fn end_runtime(site: &Site, record: &InstanceRecord) -> Residues {
     }
     if residues.is_empty() {
         // Only now: the identity files are what a later attempt would need.
-        keep_logs(&gone, &run);
-        remove(&gone, &mut residues);
+        for incarnation in &incarnations {
+            keep_logs(incarnation, &logs);
+        }
+        for dir in [&gone, &run] {
+            remove(dir, &mut residues);
+        }
     }
     residues
 }
@@ -49,10 +61,9 @@ pub async fn remove_all(site: &Site, record: &InstanceRecord) -> Residues {
     let instance = site.instance(record);
     let gone = taken_away(&instance.data);
     take_away(&instance.data, &gone, &mut residues);
-    for dir in [&gone, &instance.data] {
+    for dir in [&gone, &instance.data, &instance.logs] {
         remove(dir, &mut residues);
     }
-    remove(instance.vm.dir(), &mut residues);
     residues
 }
 
@@ -81,14 +92,41 @@ async fn end_process(dir: &Path, name: &str, residues: &mut Residues) {
     }
 }
 
-/// What the VM printed stays until DELETE or the next start: it tells why it ended.
-fn keep_logs(gone: &Path, run: &Path) {
-    if durable::create_dir(run, 0o711).is_err() {
+/// What QEMU and passt printed stays until DELETE: it tells why they ended. Not worth a residue when it cannot.
+fn keep_logs(incarnation: &Path, logs: &Path) {
+    if durable::create_dir(logs, 0o700).is_err() {
         return;
     }
-    for file in ["qemu.log", "passt.log", "console.log"] {
-        let _ = std::fs::rename(gone.join(file), run.join(file));
+    for name in [QEMU, PASST] {
+        let from = log_path(incarnation, name);
+        // The run directory may be on another file system, and QEMU's user never had access to this file.
+        if from.exists() {
+            let _ = std::fs::copy(&from, log_path(logs, name));
+        }
     }
+}
+
+/// The processes of an instance that are alive, by name. Nothing may be started while there are any.
+///
+/// # Errors
+/// When that cannot be told; then there may be some.
+pub async fn find_alive(site: &Site, record: &InstanceRecord) -> Result<Vec<&'static str>, String> {
+    let InstancePaths { run, .. } = site.instance(record);
+    let mut alive = Vec::new();
+    for incarnation in [taken_away(&run), run].iter().flat_map(|dir| subdirectories(dir)) {
+        for name in [QEMU, PASST] {
+            let identity = Launcher::find(&incarnation, name).map_err(|e| chain(&e))?;
+            let process =
+                identity.map(|identity| Process::adopt(&identity)).transpose().map_err(|e| chain(&e))?;
+            alive.extend(process.flatten().map(|_| name));
+        }
+    }
+    Ok(alive)
+}
+
+fn subdirectories(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
 fn remove(dir: &Path, residues: &mut Residues) {

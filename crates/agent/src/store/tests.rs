@@ -33,6 +33,7 @@ pub(crate) fn record(slot: u32) -> InstanceRecord {
         phase: Phase::Failed { reason: "because".into() },
         since: Timestamp::now(),
         ready_at: None,
+        incarnation: 1,
         boot_id: "boot".into(),
     }
 }

@@ -60,7 +60,7 @@ pub(crate) fn instances(look: &Look, all: &[InstanceView]) -> String {
 /// `gpu list`.
 pub(crate) fn gpus(look: &Look, gpus: &[GpuView], all: &[InstanceView]) -> String {
     if gpus.is_empty() {
-        return "the agent has no GPUs: name them in QUDATA_GPU_PCI_ADDRS\n".to_owned();
+        return "the agent has no GPUs\n".to_owned();
     }
     let rows = gpus.iter().map(|gpu| {
         let (word, tone) = gpu_state(gpu.state);
@@ -181,7 +181,7 @@ mod tests {
     fn empty_tables_say_so() {
         let look = sample::look(Some(80));
         assert_eq!(instances(&look, &[]), "there are no instances\n");
-        assert!(gpus(&look, &[], &[]).contains("QUDATA_GPU_PCI_ADDRS"));
+        assert_eq!(gpus(&look, &[], &[]), "the agent has no GPUs\n");
     }
 
     #[test]
