@@ -213,9 +213,11 @@ struct Observed {
 
 impl Observed {
     fn is(&self, identity: &ProcessIdentity) -> bool {
+        // A process that is dying loses its executable before it becomes a zombie; until then it holds its files.
+        let dying = self.exe.as_os_str().is_empty();
         !self.zombie
             && self.start_ticks == identity.start_ticks
-            && (is_program(&self.exe, &identity.exe) || self.exe == identity.via)
+            && (dying || is_program(&self.exe, &identity.exe) || self.exe == identity.via)
     }
 }
 
@@ -241,7 +243,7 @@ fn observe(pid: u32) -> io::Result<Option<Observed>> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "malformed /proc stat line"))?;
     let exe = match fs::read_link(proc.join("exe")) {
         Ok(exe) => without_deleted_mark(exe),
-        // A zombie has no executable any more.
+        // A zombie has none any more, nor has a process that is about to become one.
         Err(e) if e.kind() == io::ErrorKind::NotFound => PathBuf::new(),
         Err(e) => return Err(e),
     };
@@ -328,6 +330,18 @@ mod tests {
         }
         assert!(Process::adopt(&identity).unwrap().is_none());
         assert!(child.try_wait().is_err(), "nothing is left to wait for");
+    }
+
+    #[tokio::test]
+    async fn a_dying_process_is_not_taken_for_gone() {
+        for _ in 0..100 {
+            let (mut child, identity) = sleeper();
+            rustix::process::kill_process(Pid::from_child(&child), rustix::process::Signal::KILL).unwrap();
+            if let Some(process) = Process::adopt(&identity).unwrap() {
+                process.exited().await.unwrap();
+            }
+            assert!(child.try_wait().is_err(), "ended and reaped, whenever it was looked at");
+        }
     }
 
     // orig-L6: identity by command line let pid reuse kill a stranger.
