@@ -35,6 +35,9 @@ use crate::{
     store::{OpenStoreError, Opened, Store},
 };
 
+/// How long the store may seem to be in use after an agent was killed.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// How often the egress policy is looked at: a firewall that is reloaded by the owner must not leave guests unconfined.
 const GUARD_PERIOD: Duration = Duration::from_secs(20);
 /// The subcommand of this binary that calls [`qudata_host::shim::main`].
@@ -106,7 +109,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     make_dirs(&paths)?;
     check_programs(&settings)?;
     check_kvm(&settings, paths.run()).await?;
-    let Opened { store, records, set_aside } = Store::open(&paths.store()).map_err(DaemonError::Store)?;
+    let Opened { store, records, set_aside } =
+        open_store(&paths.store()).await.map_err(DaemonError::Store)?;
     let secret =
         AgentSecret::load_or_create(&paths.secret()).map_err(cannot("read or make the agent's secret"))?;
     let tcp = sockets::listen_tcp(settings.listen, settings.agent_port).await.map_err(DaemonError::Listen)?;
@@ -136,6 +140,20 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     }
     tracing::info!("stopped; VMs live on");
     Ok(())
+}
+
+/// Opens the store, with patience: a child that a killed agent was just starting holds the inherited lock until its own
+/// program runs.
+async fn open_store(path: &Path) -> Result<Opened, OpenStoreError> {
+    let end = tokio::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        match Store::open(path) {
+            Err(OpenStoreError::InUse { .. }) if tokio::time::Instant::now() < end => {
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 fn make_dirs(paths: &Paths) -> Result<(), DaemonError> {
@@ -254,4 +272,34 @@ fn ended() -> Result<impl Future<Output = ()> + Send + 'static, DaemonError> {
             _ = int.recv() => tracing::info!("SIGINT"),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lock_that_is_about_to_go_is_waited_for_and_one_that_stays_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.redb");
+        let held = Store::open(&path).unwrap();
+        let opening = tokio::spawn({
+            let path = path.clone();
+            async move { open_store(&path).await }
+        });
+        tokio::time::sleep(LOCK_PAUSE * 5).await;
+        drop(held);
+        let second = opening.await.unwrap().unwrap();
+        assert!(matches!(open_store(&path).await, Err(OpenStoreError::InUse { .. })));
+        drop(second);
+    }
+
+    #[test]
+    fn each_data_directory_has_a_policy_of_its_own() {
+        assert_eq!(table_name(Path::new("/var/lib/qudata")), "qudata");
+        for path in ["/var/tmp/a", "/srv/Ünï/x", "/a/very/long/path/that/goes/on/and/on"] {
+            let name = table_name(Path::new(path));
+            assert!(name.parse::<egress::TableName>().is_ok(), "{name}");
+        }
+    }
 }

@@ -186,6 +186,11 @@ impl TestAgent {
         self.dir().join("run")
     }
 
+    /// Name of its nft table.
+    pub fn table(&self) -> String {
+        self.slot.table()
+    }
+
     /// A second agent's settings on the same directories, with ports of its own.
     pub fn rival(&self) -> Setup {
         self.setup.clone().set("QUDATA_AGENT_PORT", &self.slot.second_api_port().to_string())

@@ -152,7 +152,6 @@ impl Setup {
             ("QUDATA_STANDALONE", "true".to_owned()),
             ("QUDATA_DEBUG", "true".to_owned()),
             ("QUDATA_LOG_FORMAT", "text".to_owned()),
-            ("QUDATA_PASST_BINARY", "/usr/bin/passt.avx2".to_owned()), // TEMPORARY
             ("QUDATA_ACCEL", "tcg".to_owned()),
             // More VMs than processors: most of them idle.
             ("QUDATA_CPU_OVERCOMMIT", "8".to_owned()),
