@@ -148,7 +148,7 @@ impl Report {
     pub(crate) fn table(&self) -> String {
         let mut table = Table::new();
         table
-            .load_preset(UTF8_FULL_CONDENSED)
+            .load_style(UTF8_FULL_CONDENSED)
             .set_content_arrangement(ContentArrangement::Dynamic)
             .set_header(["benchmark", "figure", "ours", "reference", "ratio", "goal", "verdict"]);
         if !table.is_tty() {
@@ -178,7 +178,8 @@ impl Report {
             .map(|(benchmark, why)| json!({ "benchmark": benchmark, "why": why }))
             .collect();
         let rows: Vec<Value> = self.rows.iter().map(Row::json).collect();
-        json!({ "machine": self.machine.json(), "quick": self.quick, "rows": rows, "failed": failed }).to_string()
+        json!({ "machine": self.machine.json(), "quick": self.quick, "rows": rows, "failed": failed })
+            .to_string()
     }
 }
 

@@ -13,3 +13,6 @@ pub mod secret;
 pub mod settings;
 pub mod site;
 pub mod store;
+
+// The CLI asks the same question as `serve` before it starts (`probe-kvm`), and only this crate joins it with `qemu`.
+pub use qudata_qemu::probe;

@@ -88,6 +88,12 @@ impl Login {
         }
     }
 
+    /// Runs a command a second after this login has ended: one that takes the login's own ground away.
+    #[track_caller]
+    pub fn run_later(&self, command: &str) {
+        self.run(&format!("setsid sh -c 'sleep 1; {command}' < /dev/null > /dev/null 2>&1 &"));
+    }
+
     /// The guest must refuse this key.
     #[track_caller]
     pub fn assert_refused(&self) {

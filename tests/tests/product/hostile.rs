@@ -6,7 +6,7 @@ use std::{
     os::fd::AsFd,
     process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use qudata_testkit::{
@@ -14,8 +14,9 @@ use qudata_testkit::{
     ssh::{KeyPair, Login},
     tool,
 };
-use qudata_tests::{BOOT, guest, guest_agent};
+use qudata_tests::{AT_ONCE, BOOT, SOON, guest, guest_agent};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::json;
 
 /// §1.7: user networking without restriction let the guest reach the host's loopback; the serial log was unbounded.
 #[test]
@@ -28,6 +29,7 @@ fn slow_orig_17_a_hostile_guest_reaches_nothing_and_fills_nothing() {
     let login = agent.login(&vm, &key.file);
     reach_for_the_host(&agent, &login);
     flood_the_console(&agent, &vm, &login);
+    hang_every_login(&agent, &vm, &login, &key);
     agent.delete(&vm);
     agent.assert_clean(&mut baseline);
 }
@@ -64,6 +66,26 @@ fn own_address() -> String {
     // Nothing is sent: connecting a datagram socket only chooses the route.
     socket.connect("203.0.113.1:9").unwrap();
     socket.local_addr().unwrap().ip().to_string()
+}
+
+/// C6: a guest whose sshd hangs locked the whole agent up. Now it costs one call an error in time, and nobody else.
+fn hang_every_login(agent: &TestAgent, vm: &TestInstance, login: &Login, key: &KeyPair) {
+    // A moment later, so that this login itself still ends.
+    login.run_later("kill -STOP $(pidof sshd)");
+    thread::sleep(Duration::from_secs(4));
+    thread::scope(|scope| {
+        let asked = Instant::now();
+        let add = scope.spawn(|| agent.call("POST", "/ssh", Some(&json!({ "ssh_pubkey": key.public }))));
+        for _ in 0..5 {
+            let start = Instant::now();
+            assert_eq!(agent.get(vm).status, 200);
+            assert!(start.elapsed() < AT_ONCE, "GET took {:?} while a guest's sshd hangs", start.elapsed());
+            thread::sleep(AT_ONCE / 10);
+        }
+        let reply = add.join().unwrap();
+        assert!(asked.elapsed() < SOON * 2, "the call took {:?}", asked.elapsed());
+        assert_eq!((reply.status, reply.code().as_str()), (502, "guest_fault"), "{}", reply.text());
+    });
 }
 
 /// A stand-in for the internet: a listener with a public address in a network namespace of its own.
@@ -106,6 +128,7 @@ impl Drop for Outside {
     }
 }
 
+/// The serial log was unbounded: half a megabyte a second into the host's RAM.
 fn flood_the_console(agent: &TestAgent, vm: &TestInstance, login: &Login) {
     // Two to four times the bound, at the speed of an emulated serial port.
     login.run("timeout 8 sh -c 'yes flood-flood-flood > /dev/ttyS0'; true");
@@ -113,8 +136,9 @@ fn flood_the_console(agent: &TestAgent, vm: &TestInstance, login: &Login) {
     assert_eq!(console.status, 200);
     assert!(console.text().contains("flood-flood"), "the console shows what the guest wrote last");
     assert!(console.body.len() <= 1 << 20, "the console's answer has {} bytes", console.body.len());
-    let run = agent.run_dir().join("vms").join(&vm.id);
-    let used = tool::run(Command::new("du").args(["-sb"]).arg(&run), Duration::from_secs(10)).unwrap().stdout;
-    let used: u64 = used.split_whitespace().next().unwrap().parse().unwrap();
-    assert!(used < 3 << 20, "{} holds {used} bytes", run.display());
+    let used = tool::run(Command::new("du").args(["-sbc"]).args([agent.run_dir(), agent.log_dir()]), SOON)
+        .unwrap()
+        .stdout;
+    let used: u64 = used.lines().last().unwrap().split_whitespace().next().unwrap().parse().unwrap();
+    assert!(used < 4 << 20, "run and log directories hold {used} bytes");
 }

@@ -13,14 +13,15 @@ fn slow_reboot_and_power_off_from_inside_and_start_again() {
     let login = agent.login(&vm, &key.file);
     let boot_id = || login.run("cat /proc/sys/kernel/random/boot_id");
     let (first, qemu) = (boot_id(), agent.qemu(&vm));
-    login.run("echo kept > /root/kept; sync; systemd-run --quiet --on-active=1 systemctl reboot");
+    login.run("echo kept > /root/kept");
+    login.run_later("systemctl reboot");
 
     agent.wait_for_phase(&vm, "rebooting", BOOT);
     agent.wait_for_phase(&vm, "ready", BOOT);
     assert_ne!(boot_id(), first);
     assert_eq!(agent.qemu(&vm).identity(), qemu.identity(), "a reboot resets in place");
 
-    login.run("systemd-run --quiet --on-active=1 systemctl poweroff");
+    login.run_later("systemctl poweroff");
     agent.wait_for_phase(&vm, "stopped", BOOT);
     assert_eq!((agent.state(&vm), agent.field(&vm, "status")), ("stopped".into(), "paused".into()));
     assert!(!qemu.is_alive());

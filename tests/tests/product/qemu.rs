@@ -1,8 +1,11 @@
 //! QEMU dies, stops answering, or starts a guest that never gets ready.
 
-use std::time::Instant;
+use std::{os::unix::process::CommandExt, process::Command, thread, time::Instant};
 
-use qudata_testkit::agent::{Image, Setup};
+use qudata_testkit::{
+    agent::{Image, Setup},
+    tool,
+};
 use qudata_tests::{AT_ONCE, SOON, blank_agent, small};
 use rustix::process::Signal;
 
@@ -91,5 +94,71 @@ fn orig_c1_l6_a_silent_qemu_stops_nobody_and_is_left_alone() {
     assert!(qemu.signal(Signal::STOP));
     agent.delete(&vm);
     assert!(!qemu.is_alive());
+    agent.assert_clean(&mut baseline);
+}
+
+/// L6: whatever had "qemu-system" and the socket's path in its command line was taken for the VM and killed.
+#[test]
+fn orig_l6_a_stranger_that_mentions_the_vm_is_left_alone() {
+    let agent = blank_agent();
+    let mut baseline = agent.baseline();
+    let vm = agent.create(&small());
+    agent.wait_for_phase(&vm, "booting", SOON);
+    let words = agent.qemu(&vm).args.join(" ");
+    let script = format!("sleep 300; : qemu-system-x86_64 {words}");
+    let mut stranger = Command::new("sh").args(["-c", &script]).process_group(0).spawn().unwrap();
+    agent.kill9();
+    agent.restart();
+    agent.delete(&vm);
+    let alive = stranger.try_wait().unwrap().is_none();
+    tool::run(Command::new("kill").args(["-9", "--", &format!("-{}", stranger.id())]), SOON).unwrap();
+    stranger.wait().unwrap();
+    assert!(alive, "the agent killed a process that is none of its own");
+    agent.assert_clean(&mut baseline);
+}
+
+#[test]
+fn a_network_process_that_ends_is_a_problem_with_a_remedy_and_no_more() {
+    let agent = blank_agent();
+    let mut baseline = agent.baseline();
+    let vm = agent.create(&small());
+    agent.wait_for_phase(&vm, "booting", SOON);
+    let qemu = agent.qemu(&vm);
+    assert!(agent.passt(&vm).signal(Signal::KILL));
+    let until = Instant::now() + SOON;
+    let problem = loop {
+        let problem = agent.view(&vm)["problems"][0].clone();
+        if !problem.is_null() {
+            break problem;
+        }
+        assert!(Instant::now() < until, "no problem is shown: {}", agent.view(&vm));
+    };
+    assert_eq!(problem["code"], "network_lost");
+    assert!(!problem["remedy"].as_str().unwrap().is_empty());
+    assert!(qemu.is_alive());
+    agent.delete(&vm);
+    agent.assert_clean(&mut baseline);
+}
+
+/// Somebody reloads the host's firewall: guests must not stay unconfined.
+#[test]
+fn a_flushed_firewall_is_put_back() {
+    let agent = blank_agent();
+    let mut baseline = agent.baseline();
+    let vm = agent.create(&small());
+    agent.wait_for_phase(&vm, "booting", SOON);
+    let table = agent.table();
+    let nft = |verb: &str| {
+        tool::run(Command::new("nft").args(["-s", verb, "table", "inet", &table]), SOON).unwrap()
+    };
+    let before = nft("list");
+    assert!(before.status.success() && before.stdout.contains(&vm.port(22).to_string()), "{before:?}");
+    assert!(nft("delete").status.success());
+    let until = Instant::now() + SOON * 2;
+    while nft("list").stdout != before.stdout {
+        assert!(Instant::now() < until, "was:\n{}\nis:\n{}", before.stdout, nft("list").stdout);
+        thread::sleep(AT_ONCE / 10);
+    }
+    agent.delete(&vm);
     agent.assert_clean(&mut baseline);
 }

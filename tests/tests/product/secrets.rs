@@ -39,7 +39,7 @@ fn orig_15_secrets_are_nowhere_to_be_read() {
         }
         places.push((format!("arguments of {who}"), process.args.join(" ").into_bytes()));
     }
-    for dir in [agent.data_dir(), agent.run_dir(), agent.dir().join("log")] {
+    for dir in [agent.data_dir(), agent.run_dir(), agent.log_dir()] {
         readable_files(&dir, &mut places);
     }
     for (place, bytes) in &places {

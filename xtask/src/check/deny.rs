@@ -17,6 +17,7 @@ pub(super) fn check() -> Result<()> {
         "--offline",
         "--workspace",
         "check",
+        "--hide-inclusion-graph",
         "bans",
         "licenses",
         "sources",

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use qudata_testkit::leakcheck::Baseline;
 
@@ -60,6 +60,8 @@ pub(crate) fn prepare(demo: Demo) -> Result<ExitCode> {
     if tool::is_root() {
         return run(&plan);
     }
+    // Ctrl-C reaches this process too; it must not leave before the other one has cleaned up.
+    let _interrupt = Interrupt::install()?;
     let mut command = tool::privileged(std::env::current_exe().context("cannot find this program")?);
     command.args(["demo-as-root", "--firmware", &plan.firmware, "--agent"]).arg(&plan.agent);
     command.arg("--image").arg(&plan.image).args(plan.once.then_some("--once"));
@@ -73,12 +75,21 @@ pub(crate) fn run(plan: &Plan) -> Result<ExitCode> {
     let site = Site::open()?;
     let outcome = with_agent(plan, &site, &interrupt);
     let cleared = site.clear();
-    outcome?;
+    let (summary, leaks) = outcome?;
     cleared?;
-    Ok(ExitCode::SUCCESS)
+    for leak in &leaks {
+        say(format!("left behind: {leak}"));
+    }
+    if leaks.is_empty() {
+        say("deleted; nothing was left behind");
+    }
+    if plan.once {
+        println!("{}", summary.line(leaks.len())?);
+    }
+    Ok(if leaks.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn with_agent(plan: &Plan, site: &Site, interrupt: &Interrupt) -> Result<()> {
+fn with_agent(plan: &Plan, site: &Site, interrupt: &Interrupt) -> Result<(Summary, Leaks)> {
     let before = Baseline::take(&site.scope())?;
     say("starting the agent");
     let mut agent = Agent::start(plan, site, interrupt)?;
@@ -88,17 +99,7 @@ fn with_agent(plan: &Plan, site: &Site, interrupt: &Interrupt) -> Result<()> {
         shown.with_context(|| format!("the agent's last words:\n{}", agent::log_tail(site)))?;
     stopped?;
     leaks.extend(before.settle(SETTLE)?);
-    for leak in &leaks {
-        say(format!("left behind: {leak}"));
-    }
-    if plan.once {
-        println!("{}", summary.line(leaks.len())?);
-    }
-    if !leaks.is_empty() {
-        bail!("{} things were left behind", leaks.len());
-    }
-    say("deleted; nothing was left behind");
-    Ok(())
+    Ok((summary, leaks))
 }
 
 type Leaks = Vec<qudata_testkit::leakcheck::Leak>;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use qudata_qemu::probe::KvmProbe;
+use qudata_agent_core::probe::KvmProbe;
 
 use crate::{
     exit::{Exit, Failure},

@@ -186,6 +186,11 @@ impl TestAgent {
         self.dir().join("run")
     }
 
+    /// `QUDATA_LOG_DIR`.
+    pub fn log_dir(&self) -> PathBuf {
+        self.dir().join("log")
+    }
+
     /// Name of its nft table.
     pub fn table(&self) -> String {
         self.slot.table()
@@ -214,8 +219,7 @@ impl TestAgent {
 
     /// What belongs to this agent.
     pub fn scope(&self) -> Scope {
-        let mut scope =
-            Scope::new([self.data_dir(), self.run_dir(), self.dir().join("log")], self.slot.uids());
+        let mut scope = Scope::new([self.data_dir(), self.run_dir(), self.log_dir()], self.slot.uids());
         scope.executables = vec![self.slot.binary()];
         scope.ports = self.slot.port_ranges();
         scope.tables = self.slot.table();
