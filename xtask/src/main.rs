@@ -67,7 +67,8 @@ fn run(task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Bench { arguments } => {
-            let mut bench = cargo::cargo();
+            deps::ensure(&[deps::PRODUCT])?;
+            let mut bench = test::product(true)?;
             bench.args(["run", "--release", "--package", "qudata-bench", "--"]).args(arguments);
             Ok(code(bench.status()?.success()))
         }

@@ -52,7 +52,7 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     say("unit, property and golden tests");
     complete &= cargo_test(&mut cargo(), &["--workspace", "--exclude", PRODUCT], quick, &mut sum)?;
     say("product tests");
-    complete &= cargo_test(&mut product()?, &["--package", PRODUCT], quick, &mut sum)?;
+    complete &= cargo_test(&mut product(false)?, &["--package", PRODUCT], quick, &mut sum)?;
     let passed = complete && sum.failed == 0;
     if !passed && sum.failed == 0 {
         // Something did not build or died without a result: that is a failure too.
@@ -63,9 +63,9 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     Ok(passed)
 }
 
-/// cargo with what the product tests need.
-fn product() -> Result<Command> {
-    let agent = cargo::build_agent(false)?;
+/// cargo with what the product tests and the benchmarks need: a built agent and images.
+pub(crate) fn product(release: bool) -> Result<Command> {
+    let agent = cargo::build_agent(release)?;
     let images = image::ensure()?;
     let variables = [
         ("QUDATA_TEST_AGENT", &agent),

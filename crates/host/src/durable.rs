@@ -31,6 +31,16 @@ fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Durab
 /// # Errors
 /// When the directory is missing, full or not writable.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableError> {
+    write_aside(path, bytes, mode, File::sync_all)?;
+    sync_dir(path.parent().unwrap_or(Path::new("/")))
+}
+
+fn write_aside(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    settle: impl FnOnce(&File) -> io::Result<()>,
+) -> Result<(), DurableError> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let mut name = path.file_name().unwrap_or_default().to_owned();
     // The pid keeps two writers apart; a leftover of a killed writer is overwritten by create+truncate below.
@@ -42,14 +52,22 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableError>
         // The mode of an existing leftover or a strict umask must not decide who may read the result.
         file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        settle(&file)?;
         fs::rename(&temporary, path)
     })();
-    if let Err(error) = written {
+    written.map_err(|error| {
         let _ = fs::remove_file(&temporary);
-        return Err(failed("write", path)(error));
-    }
-    sync_dir(dir)
+        failed("write", path)(error)
+    })
+}
+
+/// Replaces the file at `path` in one step, without waiting for the disk: for what means nothing after a reboot. Whoever
+/// reads it sees the old file or the new one, whole, also when the writer is killed.
+///
+/// # Errors
+/// When the directory is missing, full or not writable.
+pub fn publish(path: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableError> {
+    write_aside(path, bytes, mode, |_| Ok(()))
 }
 
 /// Creates the directory `path` with its parents and sets `mode` on the last one.
@@ -109,6 +127,7 @@ mod tests {
     fn replace_sets_content_and_mode_and_leaves_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
+        publish(&path, b"older", 0o644).unwrap();
         replace(&path, b"old", 0o644).unwrap();
         replace(&path, b"new", 0o600).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");

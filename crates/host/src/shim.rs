@@ -50,7 +50,8 @@ fn become_program() -> Result<std::convert::Infallible, String> {
     let identity = identity_of_self(&launch.program).map_err(|e| step("identifying the process", e))?;
     let text = serde_json::to_vec(&identity).map_err(|e| format!("writing the identity: {e}"))?;
     let file = identity_path(&launch.dir, &launch.name);
-    durable::replace(&file, &text, 0o600).map_err(|e| format!("{e}: {}", e.source))?;
+    // Bound to this boot of the host, so it need not survive a power cut; a killed agent does not lose it.
+    durable::publish(&file, &text, 0o600).map_err(|e| format!("{e}: {}", e.source))?;
     drop_privileges(&launch)?;
     // On failure the agent removes the identity file: without privileges this process cannot. Should the agent be gone
     // as well, the file names a process that is about to end.

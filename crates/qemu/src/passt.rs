@@ -120,8 +120,11 @@ pub enum SocketReadyError {
 /// At the deadline, or when the kernel's list of sockets cannot be read.
 pub async fn socket_ready(socket: &Path, deadline: Duration) -> Result<(), SocketReadyError> {
     let end = Instant::now() + deadline;
-    let mut pause = Duration::from_millis(1);
+    // passt listens after a few milliseconds, and every machine waits for it: looking often costs a read of a small
+    // file; doubling the pause at once lost up to 20 ms of each start.
+    let eager = Instant::now() + Duration::from_millis(100);
     loop {
+        let pause = Duration::from_millis(if Instant::now() < eager { 1 } else { 20 });
         // A connection would be taken for QEMU's, so the kernel is asked instead.
         match listens(socket) {
             Ok(true) => return Ok(()),
@@ -132,7 +135,6 @@ pub async fn socket_ready(socket: &Path, deadline: Duration) -> Result<(), Socke
             return Err(SocketReadyError::TimedOut { socket: socket.into(), after: deadline });
         }
         sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(20));
     }
 }
 
