@@ -47,7 +47,8 @@ fn life_of_an_instance() {
         console.contains("Linux version") || console.contains("login:"),
         "no boot on the console: {console}"
     );
-    assert!(!console.contains("Invalid cloud-config"), "cloud-init finds fault with the seed: {console}");
+    let verdict = login.run("cloud-init schema --config-file /var/lib/cloud/instance/cloud-config.txt");
+    assert!(verdict.contains("Valid cloud-config"), "cloud-init finds fault with the seed: {verdict}");
     login.run("systemd-run --quiet python3 -m http.server 8000 --directory /run");
     assert_eq!(app_status(vm.port(8000)), 200);
 
