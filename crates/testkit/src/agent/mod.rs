@@ -46,7 +46,10 @@ use crate::{
 const START: Duration = Duration::from_secs(30);
 /// How long it may take to end after SIGTERM.
 const STOP: Duration = Duration::from_secs(15);
-/// Idle threads of the runtime end after ten seconds; what is there after that is a leak.
+/// Threads of the runtime that wait for blocking work end after ten seconds of idleness. Not worth waiting for in every
+/// test: one looks to the last thread.
+const IDLE_THREADS: usize = 16;
+/// What is there after that is a leak.
 const SETTLE: Duration = Duration::from_secs(20);
 
 /// A running (or killed) agent and its corner of the machine.
@@ -224,6 +227,7 @@ impl TestAgent {
         scope.ports = self.slot.port_ranges();
         scope.tables = self.slot.table();
         scope.agent = self.with_child(|child| child.id());
+        scope.idle_threads = IDLE_THREADS;
         scope
     }
 

@@ -43,6 +43,8 @@ pub struct Scope {
     pub cgroups: String,
     /// The agent, to look at its descriptors, threads and children as well.
     pub agent: Option<u32>,
+    /// So many more threads of one name are no leak: a runtime keeps idle ones for ten seconds.
+    pub idle_threads: usize,
     /// Where sysfs is mounted; another place in tests of this oracle.
     pub sysfs: PathBuf,
 }
@@ -59,6 +61,7 @@ impl Scope {
             tables: "qudata".into(),
             cgroups: "qudata".into(),
             agent: None,
+            idle_threads: 0,
             sysfs: "/sys".into(),
         }
     }
@@ -195,7 +198,11 @@ impl Baseline {
         let mut leaks = Vec::new();
         for ((kind, key), now) in look(&self.scope)? {
             let before = self.before.get(&(kind, key)).map_or(0, |sighting| sighting.count);
-            let more = now.count.saturating_sub(before);
+            let tolerated = if kind == Kind::Thread { self.scope.idle_threads } else { 0 };
+            let more = match now.count.saturating_sub(before) {
+                more if more <= tolerated => 0,
+                more => more,
+            };
             if more > 1 || (more == 1 && before > 0) {
                 leaks.push(Leak { kind, what: format!("{more} more: {}", now.what) });
             } else if more == 1 {
