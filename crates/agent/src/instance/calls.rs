@@ -126,6 +126,10 @@ impl InstanceTask {
     }
 
     fn commanded(&mut self, verdict: Verdict) {
+        // The VM may have ended between its answer and this moment; that was told already.
+        if self.running.is_none() {
+            return;
+        }
         match verdict {
             Verdict::Pause => {
                 self.freeze_network(true);
