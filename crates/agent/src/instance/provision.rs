@@ -156,7 +156,12 @@ async fn make_files(
     record.done.extend([FileStep::Disk, FileStep::Seed, FileStep::Firmware]);
     record.user_data = None;
     if record.done != before {
-        durable::sync_dir(&instance.data).map_err(failed("syncing the instance's directory"))?;
+        // Waits for the disk, which must not hold up a thread that serves the API.
+        let dir = instance.data.clone();
+        let synced = tokio::task::spawn_blocking(move || durable::sync_dir(&dir)).await;
+        synced
+            .map_err(failed("syncing the instance's directory"))?
+            .map_err(failed("syncing the instance's directory"))?;
         site.store.put(&record).await.map_err(failed("recording the files"))?;
     }
     let firmware = site.firmware(&instance).map_err(failed("finding the boot files"))?;
