@@ -8,22 +8,15 @@ use std::collections::BTreeMap;
 
 const READY_SCRIPT: &str = include_str!("ready.sh");
 
-/// Starts the ready unit, once per boot, without waiting for it. It is ordered behind everything that sshd needs:
-/// at this moment the boot transaction still holds the jobs of those units (unknown ones order nothing).
+/// Starts the ready unit, once per boot, without waiting for it. It is ordered behind what writes sshd's keys, not behind
+/// sshd: it starts beside it and watches, because being started by systemd takes longer than a look every 50 ms.
+/// At this moment the boot transaction still holds the jobs of those units (unknown ones order nothing).
 /// The `mkdir` is the "once": this entry may stand twice in a merged configuration.
-///
-/// "Ready" also means durable: a reset right after it must not find the keys that cloud-init has just written still in
-/// the guest's page cache, for cloud-init writes them once per instance and sshd would never start again. The sync runs
-/// beside sshd's own start, so it costs no time of its own.
 const START_READY_UNIT: &str = "mkdir /run/qudata-ready 2>/dev/null || exit 0
-systemd-run --quiet --no-block --collect --unit=qudata-durable --description='Write the first boot to disk' \
---property=Type=oneshot --property=TimeoutStartSec=60 \
---property='After=cloud-init.service cloud-init-network.service' -- /bin/sh -c 'sync -f / || sync'
 systemd-run --quiet --no-block --collect --unit=qudata-ready --description='Tell the host that SSH is up' \
---property='After=cloud-init.service cloud-init-network.service ssh.service sshd.service ssh.socket sshd.socket' \
---property=After=qudata-durable.service \
+--property='After=cloud-init.service cloud-init-network.service' --property=CPUWeight=10000 \
 --property=Restart=always --property=RestartSec=1 --property=StartLimitIntervalSec=0 \
---property=TimeoutStopSec=2 -- /bin/sh -c \"$1\" || rmdir /run/qudata-ready
+--property=TimeoutStopSec=2 -- \"$(command -v bash || echo /bin/sh)\" -c \"$1\" || rmdir /run/qudata-ready
 ";
 
 /// Root logs in by key, nobody by password, and only the pinned host key is offered. The file is the one that

@@ -12,7 +12,7 @@ pub use exec::{ExecError, ExecOutput, MAX_OUTPUT_BYTES};
 use crate::keys::{GuestKey, ManagementKey};
 use peer::PinnedPeer;
 use russh::{
-    AlgorithmKind, Preferred,
+    AlgorithmKind, Preferred, cipher,
     client::{self, Handle},
     keys::PrivateKeyWithHashAlg,
 };
@@ -32,6 +32,9 @@ use tokio::{net::TcpStream, time::Instant};
 const USER: &str = "root";
 /// An idle connection is asked for a sign of life this often, and given up after three silent ones.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// AES first: processors have instructions for it, and so has emulation. Measured in an emulated guest, a login takes
+/// 0.38 s with it and 0.5 s with ChaCha20.
+const CIPHERS: [cipher::Name; 3] = [cipher::AES_256_GCM, cipher::CHACHA20_POLY1305, cipher::AES_256_CTR];
 /// What the guest may send before it is read: bounds memory per command.
 const WINDOW_BYTES: u32 = 256 * 1024;
 
@@ -205,8 +208,12 @@ fn config(pinned: &GuestKey) -> client::Config {
         keepalive_interval: Some(KEEPALIVE),
         keepalive_max: 3,
         nodelay: true,
-        // Other kinds of host keys could only mismatch.
-        preferred: Preferred { key: Cow::Owned(vec![pinned.public().algorithm()]), ..Preferred::DEFAULT },
+        preferred: Preferred {
+            // Other kinds of host keys could only mismatch.
+            key: Cow::Owned(vec![pinned.public().algorithm()]),
+            cipher: Cow::Borrowed(&CIPHERS),
+            ..Preferred::DEFAULT
+        },
         ..client::Config::default()
     }
 }
