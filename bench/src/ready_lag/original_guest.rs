@@ -22,6 +22,7 @@ use qudata_qemu::{
     argv::plan_argv,
     firmware,
     machine::{Accel, CacheMode, Disk, MacAddress, Machine, NetworkDevice},
+    memory::MemoryPlan,
 };
 use uuid::Uuid;
 
@@ -112,10 +113,13 @@ fn machine(place: &Path, keys: &Keys) -> Result<Machine> {
         accel: Accel::Tcg,
         cpus: 1,
         memory: MEMORY.parse().context("the size of the guest's RAM")?,
+        backing: MemoryPlan::default(),
         firmware: firmware::find_boot_files(&image)?,
         disk: Disk { overlay: path("disk.qcow2"), cache: CacheMode::Direct },
         seed: path("seed.iso"),
         network: NetworkDevice { socket: path("unused.sock"), mac },
+        passthrough: Vec::new(),
+        mmio: None,
         qmp_socket: path("qmp.sock"),
         ready_socket: path("ready.sock"),
     })

@@ -12,27 +12,35 @@ use std::{
 
 use qudata_api::Problem;
 use qudata_guest::keys::{KeyFileError, ManagementKey};
-use qudata_host::{durable, launch::Launcher, process};
+use qudata_host::{command::Tool, durable, launch::SystemdError, process};
 use qudata_qemu::{
     disk,
     egress::{self, Egress},
     machine::Accel,
     probe::KvmProbe,
+    version,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use qudata_vfio::door::{CHILD_COMMAND, Door};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
 
 use crate::{
+    gpus::{GpuSetup, Gpus, record::GpuRecord},
     http::{
         self, Api,
         sockets::{self, ListenError},
     },
     instances::Instances,
+    launching::choose_launcher,
     paths::Paths,
     recovery,
     secret::AgentSecret,
     settings::{FirmwareKind, Settings},
     site::Site,
     store::{OpenStoreError, Opened, Store},
+    supervision,
 };
 
 /// How long the store may seem to be in use after an agent was killed.
@@ -49,11 +57,6 @@ pub enum DaemonError {
     /// Not root.
     #[error("the agent must run as root: it gives every VM a user of its own")]
     NotRoot,
-    /// GPUs are wanted.
-    #[error(
-        "GPU passthrough is not part of this version: set QUDATA_DEBUG=true to run without GPUs, and remove QUDATA_GPU_PCI_ADDRS"
-    )]
-    Gpus,
     /// KVM cannot be used.
     #[error("QUDATA_ACCEL=kvm (the default) cannot be used: {verdict}")]
     Kvm {
@@ -76,6 +79,9 @@ pub enum DaemonError {
     /// The API cannot be offered.
     #[error("the API cannot be offered")]
     Listen(#[source] ListenError),
+    /// VMs shall be units of systemd, and cannot.
+    #[error("QUDATA_LAUNCHER=systemd cannot be used")]
+    Launcher(#[source] SystemdError),
     /// Something else that the agent needs at start.
     #[error("cannot {attempt}")]
     Start {
@@ -102,35 +108,54 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     if !rustix::process::geteuid().is_root() {
         return Err(DaemonError::NotRoot);
     }
-    if !settings.debug || !settings.gpu_pci_addrs.is_empty() {
-        return Err(DaemonError::Gpus);
-    }
     let paths = Paths::new(&settings.data_dir, &settings.vm_run_dir, &settings.log_dir);
     make_dirs(&paths)?;
     check_programs(&settings)?;
-    check_kvm(&settings, paths.run()).await?;
-    let Opened { store, records, set_aside } =
+    let Opened { store, records, gpus, set_aside } =
         open_store(&paths.store()).await.map_err(DaemonError::Store)?;
+    // Tenants of an earlier agent are taken over whatever the probe says; it must not hold them up either.
+    let tenants = !records.is_empty();
+    if !tenants {
+        check_kvm(&settings, paths.run()).await?;
+    }
     let secret =
         AgentSecret::load_or_create(&paths.secret()).map_err(cannot("read or make the agent's secret"))?;
     let tcp = sockets::listen_tcp(settings.listen, settings.agent_port).await.map_err(DaemonError::Listen)?;
     let port = tcp.local_addr().map_err(cannot("read the API's port"))?.port();
     let unix = sockets::listen_unix(&paths.socket()).await.map_err(DaemonError::Listen)?;
-    let site = Arc::new(make_site(settings, paths, store)?);
+    let gpus = open_gpus(&settings, &store, gpus).await?;
+    let (site, unconfined) = make_site(settings, paths, store, gpus).await?;
+    let site = Arc::new(site);
     let resolvers = egress::resolvers(Path::new("/")).map_err(cannot("read /etc/resolv.conf"))?;
     site.egress
         .install(&resolvers)
         .await
         .map_err(cannot("install the network policy that keeps guests away from this host"))?;
     let mut problems: Vec<Problem> = set_aside.into_iter().map(|path| store_set_aside(&path)).collect();
+    problems.extend(unconfined);
     let instances = Instances::new(site.clone(), port);
+    let held = records.iter().flat_map(|record| record.leases.gpus.iter().copied()).collect();
     problems.extend(recovery::recover(&site, records, &instances).await);
+    site.gpus.recover(&held);
     instances.report(problems);
+    if tenants {
+        tokio::spawn(tell_of_kvm(site.clone(), instances.clone()));
+    }
     tracing::info!(port, instances = instances.list().len(), "ready");
-    let guard = tokio::spawn(guard_egress(site.clone(), instances.clone()));
-    let api = Api::new(instances.clone(), secret);
-    http::serve(api, tcp, unix, ended()?).await;
-    guard.abort();
+    // Ends with this function.
+    let mut watches = JoinSet::new();
+    watches.spawn(guard_egress(site.clone(), instances.clone()));
+    let gpus = site.gpus.clone();
+    watches.spawn(async move { gpus.watch().await });
+    watches.spawn(supervision::prove_life(instances.clone()));
+    let ended = ended()?;
+    supervision::tell_ready(&instances);
+    let stopping = async {
+        ended.await;
+        supervision::tell_stopping();
+    };
+    http::serve(Api::new(instances.clone(), secret), tcp, unix, stopping).await;
+    drop(watches);
     let _ = durable::remove_file(&site.paths.socket());
     if instances.list().is_empty() {
         // Nobody is left to be confined.
@@ -188,6 +213,21 @@ fn check_programs(settings: &Settings) -> Result<(), DaemonError> {
     Ok(())
 }
 
+/// With tenants on the host a KVM that does not work is a problem to show, not a reason to leave them alone.
+async fn tell_of_kvm(site: Arc<Site>, instances: Instances) {
+    if let Err(error) = check_kvm(&site.settings, site.paths.run()).await {
+        let message = crate::refusal::chain(&error);
+        tracing::error!(message, "new VMs will not start");
+        instances.report(vec![Problem {
+            code: "kvm_unusable".to_owned(),
+            message,
+            remedy: "VMs that run are not affected; do what the message says before you start new ones"
+                .to_owned(),
+            since: jiff::Timestamp::now(),
+        }]);
+    }
+}
+
 async fn check_kvm(settings: &Settings, scratch: &Path) -> Result<(), DaemonError> {
     if settings.accel != Accel::Kvm {
         tracing::warn!("QUDATA_ACCEL=tcg: guests are emulated; slow, and no protection against hostile ones");
@@ -197,21 +237,55 @@ async fn check_kvm(settings: &Settings, scratch: &Path) -> Result<(), DaemonErro
     if verdict.is_usable() { Ok(()) } else { Err(DaemonError::Kvm { verdict: verdict.to_string() }) }
 }
 
-fn make_site(settings: Settings, paths: Paths, store: Store) -> Result<Site, DaemonError> {
+/// Looks at the GPUs. A driver that cannot be loaded is no reason not to start: each GPU then says what is in its way.
+async fn open_gpus(settings: &Settings, store: &Store, records: Vec<GpuRecord>) -> Result<Gpus, DaemonError> {
+    let setup = GpuSetup {
+        enabled: !settings.debug,
+        configured: settings.gpu_pci_addrs.clone(),
+        after: settings.gpu_after,
+        root: PathBuf::from("/"),
+        door: Door::Child {
+            program: std::env::current_exe().map_err(cannot("find the agent's own program"))?,
+            args: vec![CHILD_COMMAND.into()],
+            root: PathBuf::from("/"),
+        },
+        store: store.clone(),
+        boot_id: process::boot_id().map_err(cannot("read the id of this boot"))?,
+    };
+    if setup.enabled
+        && !Path::new("/sys/bus/pci/drivers/vfio-pci").exists()
+        && let Err(error) = Tool::new("modprobe").arg("vfio-pci").run().await
+    {
+        tracing::warn!(error = %crate::refusal::chain(&error), "vfio-pci cannot be loaded");
+    }
+    Ok(Gpus::open(setup, records).await)
+}
+
+async fn make_site(
+    settings: Settings,
+    paths: Paths,
+    store: Store,
+    gpus: Gpus,
+) -> Result<(Site, Option<Problem>), DaemonError> {
     let shim = std::env::current_exe().map_err(cannot("find the agent's own program"))?;
     let table = table_name(paths.data()).parse().map_err(cannot("name the network policy"))?;
     let allow = settings.egress_allow.iter().map(|cidr| cidr.parse()).collect::<Result<Vec<_>, _>>();
     let kvm_group = std::fs::metadata("/dev/kvm").map(|device| device.gid()).ok().filter(|gid| *gid != 0);
-    Ok(Site {
+    let chosen = choose_launcher(settings.launcher, shim, vec![SHIM_COMMAND.into()]).await;
+    let (launcher, unconfined) = chosen.map_err(DaemonError::Launcher)?;
+    let site = Site {
         management_key: management_key(&settings.management_key)?,
-        launcher: Launcher::detached(shim, vec![SHIM_COMMAND.into()]),
+        launcher,
         egress: Egress::new(table, allow.map_err(cannot("read QUDATA_EGRESS_ALLOW"))?),
         vm_groups: kvm_group.filter(|_| settings.accel == Accel::Kvm).into_iter().collect(),
+        qemu_version: version::observe_qemu(&settings.qemu_binary).await.ok().map(|found| found.qemu),
         boot_id: process::boot_id().map_err(cannot("read the id of this boot"))?,
         settings,
         paths,
         store,
-    })
+        gpus,
+    };
+    Ok((site, unconfined))
 }
 
 /// One policy per data directory, so that two agents of one host (a test beside the real one) do not meet.

@@ -9,26 +9,28 @@ use std::{
 
 use jiff::Timestamp;
 use qudata_api::{
-    Command, CreateBody, Created, ErrorCode, GpuView, HostView, InstanceState, InstanceView, Problem,
-    StatusOf, Teardown,
+    Command, CreateBody, Created, ErrorCode, GpuTopology, GpuView, HostView, InstanceState, InstanceView,
+    Problem, StatusOf, Teardown,
 };
 use qudata_guest::keys::HostKey;
-use qudata_host::{capacity::HostCapacity, port::bindable, size::ByteSize};
+use qudata_host::{capacity::HostCapacity, pci::PciAddress, port::bindable, size::ByteSize};
 use qudata_qemu::{
     disk,
     egress::{self, EgressError},
+    memory::observe_hugepages,
 };
 use uuid::Uuid;
 
 use crate::{
+    gpus::{GpuOffer, OperatorError},
     instance::{
         events::EventFeed,
         handle::Handle,
-        record::{InstanceRecord, InstanceSpec, Phase},
+        record::{InstanceRecord, InstanceSpec, Leases, Phase},
         spec::{Wish, parse_key},
         task::{self, Beginning},
     },
-    inventory::{Taken, plan_free, plan_leases, plan_sizes},
+    inventory::{Free, Taken, plan_free, plan_huge, plan_leases, plan_sizes},
     refusal::{Refusal, chain},
     settings::TunnelKind,
     site::Site,
@@ -177,9 +179,11 @@ impl Instances {
             .map_err(|e| fault("the base image of this host cannot be used", &e))?;
         let host = HostCapacity::observe(&site.settings.data_dir)
             .map_err(|e| fault("the capacity of this host cannot be read", &e))?;
-        let free = plan_free(&host, &taken, &limits);
+        let offer = site.gpus.offer();
+        let bindable = |port| bindable(site.settings.listen, port);
+        let leases = plan_leases(wish, &taken, &limits, &offer, &bindable)?;
+        let free = Free { huge: huge(&leases, &offer, &taken), ..plan_free(&host, &taken, &limits) };
         let sizes = plan_sizes(wish, &free, image.virtual_size, &limits)?;
-        let leases = plan_leases(wish, &taken, &limits, &|port| bindable(site.settings.listen, port))?;
         let id = Uuid::now_v7();
         let name = self.name(wish, id)?;
         let now = Timestamp::now();
@@ -269,8 +273,45 @@ impl Instances {
 
     /// The GPUs of this host.
     pub fn gpus(&self) -> Vec<GpuView> {
-        // Passthrough is not part of this version; `daemon` refuses to start with GPUs configured.
-        Vec::new()
+        let held = self.handles().into_iter().flat_map(|handle| {
+            let id = handle.id();
+            handle.holds().leases.gpus.clone().into_iter().map(move |address| (address, id))
+        });
+        self.inner.site.gpus.views(&held.collect())
+    }
+
+    /// One GPU.
+    ///
+    /// # Errors
+    /// 404 when this host has none there.
+    pub fn gpu(&self, address: PciAddress) -> Result<GpuView, Refusal> {
+        let text = address.to_string();
+        self.gpus().into_iter().find(|gpu| gpu.address == text).ok_or_else(|| no_such_gpu(address))
+    }
+
+    /// Where the GPUs sit.
+    pub fn gpu_places(&self) -> GpuTopology {
+        self.inner.site.gpus.places()
+    }
+
+    /// Takes a GPU out of business.
+    ///
+    /// # Errors
+    /// 404, or 409 in a state that does not allow it.
+    pub async fn quarantine(&self, address: PciAddress, reason: &str) -> Result<GpuView, Refusal> {
+        let done = self.inner.site.gpus.quarantine(address, reason).await;
+        done.map_err(|error| operator_refusal(address, &error))?;
+        self.gpu(address)
+    }
+
+    /// Begins to reset and check a quarantined GPU, which frees it if it passes.
+    ///
+    /// # Errors
+    /// 404, or 409 in a state that does not allow it.
+    pub async fn release_gpu(&self, address: PciAddress) -> Result<GpuView, Refusal> {
+        let done = self.inner.site.gpus.acquit(address).await;
+        done.map_err(|error| operator_refusal(address, &error))?;
+        self.gpu(address)
     }
 
     /// The host and what is free on it.
@@ -301,7 +342,7 @@ impl Instances {
             disk_total: observed.disk_total.bytes(),
             disk_free: free.disk.bytes(),
             instances: taken.len(),
-            problems: self.problems().clone(),
+            problems: self.problems().iter().cloned().chain(site.gpus.problems()).collect(),
         }
     }
 
@@ -317,6 +358,7 @@ impl Instances {
             cpus: handle.holds().cpus,
             memory: handle.holds().memory,
             disk_growth: growth(handle),
+            starting: matches!(handle.view().state, InstanceState::Provisioning),
         };
         self.handles().iter().map(take).collect()
     }
@@ -339,6 +381,36 @@ impl Instances {
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<(Timestamp, Uuid), Handle>> {
         self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reserved pages for an instance with these GPUs.
+fn huge(leases: &Leases, offer: &GpuOffer, taken: &[Taken]) -> ByteSize {
+    let node = |address: &PciAddress| offer.topology.devices.get(address).and_then(|device| device.numa_node);
+    let Some(first) = leases.gpus.first() else { return ByteSize::default() };
+    let common = leases.gpus.iter().all(|gpu| node(gpu) == node(first));
+    let pools = observe_hugepages(Path::new("/")).unwrap_or_default();
+    plan_huge(&pools, node(first).filter(|_| common), taken)
+}
+
+fn no_such_gpu(address: PciAddress) -> Refusal {
+    Refusal::new(
+        ErrorCode::NoSuchGpu,
+        format!("this host has no GPU {address}; GET /gpus lists those it has"),
+    )
+}
+
+fn operator_refusal(address: PciAddress, error: &OperatorError) -> Refusal {
+    match error {
+        OperatorError::Unknown(_) => no_such_gpu(address),
+        OperatorError::WrongState { .. } => Refusal::new(ErrorCode::WrongState, error.to_string()),
+        OperatorError::Advance(_) => {
+            tracing::error!(gpu = %address, error = %chain(error), "an operator's wish was not written down");
+            Refusal::new(
+                ErrorCode::HostFault,
+                "the change could not be written down; is the host's disk full?",
+            )
+        }
     }
 }
 

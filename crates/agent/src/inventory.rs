@@ -11,8 +11,11 @@ use std::{
 
 use qudata_api::ErrorCode;
 use qudata_host::{capacity::HostCapacity, pci::PciAddress, size::ByteSize};
+use qudata_qemu::memory::{HugePage, HugepagePools};
+use qudata_vfio::choose::choose;
 
 use crate::{
+    gpus::GpuOffer,
     instance::{
         record::Leases,
         spec::{GpuWish, SSH_PORT, Wish},
@@ -35,6 +38,8 @@ pub struct Taken {
     pub memory: ByteSize,
     /// What its disk may still grow: virtual size less what is allocated.
     pub disk_growth: ByteSize,
+    /// Its VM is on its way and has not taken its memory yet.
+    pub starting: bool,
 }
 
 /// What the owner allows.
@@ -52,8 +57,6 @@ pub struct Limits {
     pub reserve_memory: ByteSize,
     /// Disk space that is never given away.
     pub reserve_disk: ByteSize,
-    /// GPUs that may be leased.
-    pub gpus: Vec<PciAddress>,
     /// Defaults, shrunk to what is free.
     pub defaults: Defaults,
 }
@@ -76,6 +79,8 @@ pub struct Free {
     pub cpus: u32,
     /// RAM for a guest, overhead already taken off.
     pub memory: ByteSize,
+    /// RAM for a guest with GPUs in reserved huge pages, which are no part of `memory`.
+    pub huge: ByteSize,
     /// Disk space.
     pub disk: ByteSize,
 }
@@ -111,8 +116,22 @@ pub fn plan_free(host: &HostCapacity, taken: &[Taken], limits: &Limits) -> Free 
     Free {
         cpus: host.cpus.saturating_mul(limits.cpu_overcommit).saturating_sub(promised_cpus).min(host.cpus),
         memory: ByteSize::from_mib(guest),
+        huge: ByteSize::default(),
         disk: host.disk_free.saturating_sub(growth).saturating_sub(limits.reserve_disk),
     }
+}
+
+/// Reserved pages for the RAM of a guest whose GPUs are on `node`. VFIO pins all of it, so guests with GPUs are the ones that
+/// get them; those that are just starting have been promised theirs. Pages of both sizes are not mixed.
+pub fn plan_huge(pools: &HugepagePools, node: Option<u32>, taken: &[Taken]) -> ByteSize {
+    let free = match node {
+        Some(node) => pools.nodes.get(&node).copied().unwrap_or_default(),
+        None => pools.host,
+    };
+    let bytes = |pages: u64, page: HugePage| ByteSize::from_bytes(pages.saturating_mul(page.size().bytes()));
+    let promised = taken.iter().filter(|t| t.starting && !t.leases.gpus.is_empty()).map(|t| t.memory);
+    let promised = promised.fold(ByteSize::default(), ByteSize::saturating_add);
+    bytes(free.mib2, HugePage::Mib2).max(bytes(free.gib1, HugePage::Gib1)).saturating_sub(promised)
 }
 
 /// Grants sizes: wishes as they are or a refusal, defaults shrunk to what is free. `image` is the base image's virtual
@@ -130,8 +149,9 @@ pub fn plan_sizes(wish: &Wish, free: &Free, image: ByteSize, limits: &Limits) ->
     }
     let least = ByteSize::from_mib(512);
     let memory = wish.memory.unwrap_or(limits.defaults.memory.min(free.memory).max(least));
-    if memory > free.memory {
-        let free = format!("{}M", free.memory.mib());
+    // What is in reserved pages needs only the overhead from the rest.
+    if memory > free.memory && memory > free.huge {
+        let free = format!("{}M", free.memory.max(free.huge).mib());
         return Err(short(ErrorCode::NoMemory, "memory", format!("{}M", memory.mib()), free));
     }
     let whole_gib = ByteSize::from_gib(free.disk.gib());
@@ -157,11 +177,12 @@ pub fn plan_sizes(wish: &Wish, free: &Free, image: ByteSize, limits: &Limits) ->
 /// Finds what a new instance will hold. `bindable` asks the host whether a port is free right now.
 ///
 /// # Errors
-/// 409 when a port range or a GPU asked for is taken, 507 when too few GPUs are free.
+/// 409 when a port range or a GPU asked for is taken or unfit, 507 when too few GPUs are free.
 pub fn plan_leases(
     wish: &Wish,
     taken: &[Taken],
     limits: &Limits,
+    offer: &GpuOffer,
     bindable: &dyn Fn(u16) -> bool,
 ) -> Result<Leases, Refusal> {
     let held: BTreeSet<u16> = taken
@@ -186,42 +207,47 @@ pub fn plan_leases(
     let management_port = pick(&limits.management_ports, "management")?;
     let slots: BTreeSet<u32> = taken.iter().map(|t| t.leases.slot).collect();
     let slot = (0..u32::MAX).find(|slot| !slots.contains(slot)).unwrap_or_default();
-    Ok(Leases { slot, ports, management_port, gpus: plan_gpus(&wish.gpus, taken, &limits.gpus)? })
+    Ok(Leases { slot, ports, management_port, gpus: plan_gpus(&wish.gpus, taken, offer)? })
 }
 
-fn plan_gpus(wish: &GpuWish, taken: &[Taken], all: &[PciAddress]) -> Result<Vec<PciAddress>, Refusal> {
+fn plan_gpus(wish: &GpuWish, taken: &[Taken], offer: &GpuOffer) -> Result<Vec<PciAddress>, Refusal> {
     let held: BTreeSet<PciAddress> = taken.iter().flat_map(|t| t.leases.gpus.iter().copied()).collect();
-    let free: Vec<PciAddress> = all.iter().copied().filter(|gpu| !held.contains(gpu)).collect();
+    let free: Vec<PciAddress> =
+        offer.rentable.iter().copied().filter(|address| !held.contains(address)).collect();
     match wish {
-        GpuWish::AllFree if free.is_empty() && !all.is_empty() => Err(Refusal::new(
-            ErrorCode::NoGpu,
-            "all GPUs of this host are taken; ask for \"gpus\": 0 to do without",
-        )),
+        GpuWish::AllFree if free.is_empty() && !offer.all.is_empty() => {
+            Err(no_gpu("all GPUs of this host are taken or unfit; ask for \"gpus\": 0 to do without", offer))
+        }
         GpuWish::AllFree => Ok(free),
         GpuWish::Count(count) => {
             let count = usize::try_from(*count).unwrap_or(usize::MAX);
-            if count > free.len() {
-                let sentence =
-                    format!("{count} GPUs wanted, {} of {} free on this host", free.len(), all.len());
-                return Err(Refusal::new(ErrorCode::NoGpu, sentence));
-            }
-            Ok(free.into_iter().take(count).collect())
+            choose(&offer.topology, &free, count).ok_or_else(|| {
+                let (free, all) = (free.len(), offer.all.len());
+                no_gpu(&format!("{count} GPUs wanted, {free} of {all} free on this host"), offer)
+            })
         }
         GpuWish::Addresses(addresses) => {
             for address in addresses {
-                if !all.contains(address) {
+                if !offer.all.contains(address) {
                     return Err(Refusal::field("gpu_addrs", address, "the GPUs listed by GET /gpus are"));
                 }
                 if held.contains(address) {
-                    return Err(Refusal::new(
-                        ErrorCode::GpuTaken,
-                        format!("GPU {address} belongs to another instance"),
-                    ));
+                    let sentence = format!("GPU {address} belongs to another instance");
+                    return Err(Refusal::new(ErrorCode::GpuTaken, sentence));
+                }
+                if let Some(obstacle) = offer.obstacles.get(address) {
+                    return Err(Refusal::new(ErrorCode::GpuUnfit, obstacle.clone()));
                 }
             }
             Ok(addresses.clone())
         }
     }
+}
+
+/// Too few GPUs, and what is in the way of the others.
+fn no_gpu(sentence: &str, offer: &GpuOffer) -> Refusal {
+    let obstacles = offer.obstacles.values().map(|obstacle| format!(". {obstacle}"));
+    Refusal::new(ErrorCode::NoGpu, format!("{sentence}{}", obstacles.collect::<String>()))
 }
 
 #[cfg(test)]

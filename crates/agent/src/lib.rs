@@ -2,10 +2,12 @@
 //! tasks, their channels and the way of a request.
 
 pub mod daemon;
+pub mod gpus;
 pub mod http;
 pub mod instance;
 pub mod instances;
 pub mod inventory;
+pub mod launching;
 pub mod paths;
 pub mod recovery;
 pub mod refusal;
@@ -13,6 +15,7 @@ pub mod secret;
 pub mod settings;
 pub mod site;
 pub mod store;
+pub mod supervision;
 
 // The CLI asks the same question as `serve` before it starts (`probe-kvm`), and only this crate joins it with `qemu`.
 pub use qudata_qemu::probe;

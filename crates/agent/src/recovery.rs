@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use qudata_api::Problem;
-use qudata_host::{launch::Launcher, process::Process};
+use qudata_host::process::Process;
 use qudata_qemu::{
     egress::EgressState,
     vm::{
@@ -49,6 +49,8 @@ pub enum Plan {
     BringUp,
     /// Note that the VM ended while nobody was watching.
     NoteEnd,
+    /// Note that the host has rebooted under the VM.
+    NoteReboot,
     /// End what is left of the VM; the instance rests.
     EndRuntime,
     /// Finish the DELETE.
@@ -57,15 +59,29 @@ pub enum Plan {
     Leave,
 }
 
-/// Decides. `same_boot`: the host has not rebooted since the VM was started.
-pub fn plan_recovery(phase: &Phase, found: Found, same_boot: bool) -> Plan {
+/// Whether the host has rebooted since the VM was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostBoot {
+    /// It has not.
+    Same,
+    /// It has, and the owner wants instances to start again.
+    OtherStart,
+    /// It has, and the owner wants them to stay stopped.
+    OtherStop,
+}
+
+/// Decides.
+pub fn plan_recovery(phase: &Phase, found: Found, boot: HostBoot) -> Plan {
     match (phase, found) {
         (Phase::Deleting, _) => Plan::Delete,
         (_, Found::Unclear) => Plan::Leave,
         (Phase::Starting | Phase::Up, Found::Alive) => Plan::Adopt,
         (Phase::Starting, Found::Nothing) => Plan::BringUp,
-        (Phase::Up, Found::Nothing) if same_boot => Plan::NoteEnd,
-        (Phase::Up, Found::Nothing) => Plan::BringUp,
+        (Phase::Up, Found::Nothing) => match boot {
+            HostBoot::Same => Plan::NoteEnd,
+            HostBoot::OtherStart => Plan::BringUp,
+            HostBoot::OtherStop => Plan::NoteReboot,
+        },
         // The end was decided and written down; the agent was killed before it was done.
         (Phase::Stopped { .. } | Phase::Failed { .. }, _) => Plan::EndRuntime,
     }
@@ -111,7 +127,12 @@ async fn recover_one(
         log_residues(id, &teardown::end_runtime(site, &record).await);
     }
     let Observation { found, vm, passt } = observe(site, &record).await;
-    let plan = plan_recovery(&record.phase, found, record.boot_id == site.boot_id);
+    let boot = match (record.boot_id == site.boot_id, site.settings.start_after_reboot) {
+        (true, _) => HostBoot::Same,
+        (false, true) => HostBoot::OtherStart,
+        (false, false) => HostBoot::OtherStop,
+    };
+    let plan = plan_recovery(&record.phase, found, boot);
     tracing::info!(instance = %id, phase = ?record.phase, ?found, ?plan, "recovering");
     let beginning = match (plan, vm) {
         (Plan::Adopt, Some(vm)) => {
@@ -130,9 +151,12 @@ async fn recover_one(
             put(site, &record).await;
             Beginning::Provision(None)
         }
-        (Plan::NoteEnd, _) => {
-            let reason =
-                "the VM ended while the agent was not running; the disk is kept, start boots it again";
+        (Plan::NoteEnd | Plan::NoteReboot, _) => {
+            let reason = if plan == Plan::NoteReboot {
+                "the host has rebooted; the disk is kept, start boots it again"
+            } else {
+                "the VM ended while the agent was not running; the disk is kept, start boots it again"
+            };
             record.phase = Phase::Stopped { reason: reason.to_owned() };
             put(site, &record).await;
             log_residues(id, &teardown::end_runtime(site, &record).await);
@@ -161,9 +185,9 @@ async fn confine(site: &Site, policy: &EgressState, record: &InstanceRecord) {
 
 async fn observe(site: &Site, record: &InstanceRecord) -> Observation {
     let paths = site.instance(record).vm;
-    let passt = Launcher::find(paths.dir(), PASST).ok().flatten();
+    let passt = site.launcher.locate(paths.dir(), PASST).await.ok().flatten();
     let passt = passt.and_then(|identity| Process::adopt(&identity).ok().flatten());
-    let identity = match Launcher::find(paths.dir(), QEMU) {
+    let identity = match site.launcher.locate(paths.dir(), QEMU).await {
         Ok(Some(identity)) => identity,
         Ok(None) => return Observation { found: Found::Nothing, vm: None, passt },
         Err(error) => {
@@ -238,18 +262,23 @@ mod tests {
             Phase::Deleting,
         ];
         let expected = [
-            // alive, nothing (same boot), nothing (other boot), unclear
-            [Plan::Adopt, Plan::BringUp, Plan::BringUp, Plan::Leave],
-            [Plan::Adopt, Plan::NoteEnd, Plan::BringUp, Plan::Leave],
-            [Plan::EndRuntime, Plan::EndRuntime, Plan::EndRuntime, Plan::Leave],
-            [Plan::EndRuntime, Plan::EndRuntime, Plan::EndRuntime, Plan::Leave],
-            [Plan::Delete; 4],
+            // alive, nothing (same boot), nothing (other boot, start or stop), unclear
+            [Plan::Adopt, Plan::BringUp, Plan::BringUp, Plan::BringUp, Plan::Leave],
+            [Plan::Adopt, Plan::NoteEnd, Plan::BringUp, Plan::NoteReboot, Plan::Leave],
+            [Plan::EndRuntime, Plan::EndRuntime, Plan::EndRuntime, Plan::EndRuntime, Plan::Leave],
+            [Plan::EndRuntime, Plan::EndRuntime, Plan::EndRuntime, Plan::EndRuntime, Plan::Leave],
+            [Plan::Delete; 5],
         ];
-        let world =
-            [(Found::Alive, true), (Found::Nothing, true), (Found::Nothing, false), (Found::Unclear, true)];
+        let world = [
+            (Found::Alive, HostBoot::Same),
+            (Found::Nothing, HostBoot::Same),
+            (Found::Nothing, HostBoot::OtherStart),
+            (Found::Nothing, HostBoot::OtherStop),
+            (Found::Unclear, HostBoot::Same),
+        ];
         for (phase, row) in phases.iter().zip(expected) {
-            for ((found, same_boot), plan) in world.into_iter().zip(row) {
-                assert_eq!(plan_recovery(phase, found, same_boot), plan, "{phase:?} {found:?} {same_boot}");
+            for ((found, boot), plan) in world.into_iter().zip(row) {
+                assert_eq!(plan_recovery(phase, found, boot), plan, "{phase:?} {found:?} {boot:?}");
             }
         }
     }

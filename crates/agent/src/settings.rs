@@ -18,6 +18,7 @@ use std::{
 
 use qudata_host::{pci::PciAddress, size::ByteSize};
 use qudata_qemu::machine::{Accel, CacheMode};
+use qudata_vfio::plan::AfterUse;
 use secrecy::SecretString;
 
 pub use self::{
@@ -68,6 +69,27 @@ impl fmt::Display for TunnelKind {
     }
 }
 
+/// What keeps VMs running while the agent does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LauncherKind {
+    /// systemd where it runs the host, otherwise the agent itself.
+    Auto,
+    /// Transient units of systemd, confined.
+    Systemd,
+    /// Processes in sessions of their own.
+    Detached,
+}
+
+impl fmt::Display for LauncherKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Systemd => "systemd",
+            Self::Detached => "detached",
+        })
+    }
+}
+
 /// Everything the host's owner decided, checked. Each field is described in the table that `describe` prints.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -85,6 +107,8 @@ pub struct Settings {
     pub firmware: FirmwareKind,
     /// How ports are published.
     pub tunnel: TunnelKind,
+    /// What VMs run under.
+    pub launcher: LauncherKind,
     /// What is kept over reboots.
     pub data_dir: PathBuf,
     /// Logs.
@@ -113,6 +137,10 @@ pub struct Settings {
     pub vm_storage_gb: u64,
     /// GPUs that may be rented out.
     pub gpu_pci_addrs: Vec<PciAddress>,
+    /// Where a GPU goes after an instance.
+    pub gpu_after: AfterUse,
+    /// Guests reach GPU memory without mapping it.
+    pub gpu_no_mmap: bool,
     /// Key for the control plane.
     pub api_key: Option<SecretString>,
     /// Base address of the control plane.
@@ -123,6 +151,8 @@ pub struct Settings {
     pub frpc_binary: PathBuf,
     /// The tunnel client's configuration, written by the agent.
     pub frpc_config: PathBuf,
+    /// Instances start again after a reboot of the host.
+    pub start_after_reboot: bool,
     /// How long a guest may take to get ready.
     pub ready_timeout: Duration,
     /// vCPUs that may be promised per CPU of the host.
@@ -198,6 +228,7 @@ impl Settings {
             accel: Accel::Kvm,
             firmware: FirmwareKind::Uefi,
             tunnel: TunnelKind::Frp,
+            launcher: LauncherKind::Auto,
             data_dir: "/var/lib/qudata".into(),
             log_dir: "/var/log/qudata".into(),
             vm_run_dir: "/var/run/qudata".into(),
@@ -212,6 +243,9 @@ impl Settings {
             vm_memory: ByteSize::from_gib(8),
             vm_storage_gb: 50,
             gpu_pci_addrs: Vec::new(),
+            start_after_reboot: true,
+            gpu_after: AfterUse::Host,
+            gpu_no_mmap: false,
             api_key: None,
             service_url: "https://internal.qudata.ai/v0".into(),
             management_key: PathBuf::new(),

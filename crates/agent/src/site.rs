@@ -7,9 +7,11 @@ use qudata_qemu::{
     disk::Owner,
     egress::{Admission, Egress},
     firmware::{self, BootFilesError, Firmware},
+    qmp::VersionNumber,
 };
 
 use crate::{
+    gpus::Gpus,
     instance::record::{InstanceRecord, Leases},
     inventory::{Defaults, Limits},
     paths::{InstancePaths, Paths},
@@ -28,12 +30,16 @@ pub struct Site {
     pub store: Store,
     /// Starts processes that outlive the agent.
     pub launcher: Launcher,
+    /// The GPUs and where each is in its life.
+    pub gpus: Gpus,
     /// Keeps guests away from the host and its network.
     pub egress: Egress,
     /// Logs in to guests.
     pub management_key: ManagementKey,
     /// Groups QEMU needs beside its own, for example `kvm`.
     pub vm_groups: Vec<u32>,
+    /// Which QEMU it is, where it tells.
+    pub qemu_version: Option<VersionNumber>,
     /// This boot of the host.
     pub boot_id: String,
 }
@@ -94,8 +100,6 @@ impl Site {
             cpu_overcommit: s.cpu_overcommit,
             reserve_memory: s.host_reserve_memory,
             reserve_disk: s.host_reserve_disk,
-            // Passthrough is not part of this version; `daemon` refuses to start with GPUs configured.
-            gpus: Vec::new(),
             defaults: Defaults {
                 cpus: s.vm_cpus,
                 memory: s.vm_memory,

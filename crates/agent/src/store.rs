@@ -1,5 +1,5 @@
-//! What must survive the agent, in one redb file: records with their leases, and the schema version. A change is
-//! committed (and on disk) before the effect it announces.
+//! What must survive the agent, in one redb file: instances with their leases, GPUs, and the schema version. A change
+//! is committed (and on disk) before the effect it announces.
 //!
 //! Leases live inside the records and are indexed again at start, so that a record and what it holds cannot come apart.
 //! A newer schema refuses to start. A damaged file is set aside, never overwritten.
@@ -13,12 +13,13 @@ use std::{
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use uuid::Uuid;
 
-use crate::instance::record::InstanceRecord;
+use crate::{gpus::record::GpuRecord, instance::record::InstanceRecord};
 
 /// Version of what is written here. Raise it with every change that an older agent would misread.
 const SCHEMA: u64 = 1;
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const INSTANCES: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("instances");
+const GPUS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("gpus");
 
 /// The store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +90,8 @@ pub struct Opened {
     pub store: Store,
     /// All records, in no particular order.
     pub records: Vec<InstanceRecord>,
+    /// What is known of GPUs.
+    pub gpus: Vec<GpuRecord>,
     /// Where a damaged predecessor was put.
     pub set_aside: Option<PathBuf>,
 }
@@ -100,7 +103,7 @@ impl Store {
     /// [`OpenStoreError`]; nothing was changed then.
     pub fn open(path: &Path) -> Result<Opened, OpenStoreError> {
         match Self::open_intact(path) {
-            Ok((store, records)) => Ok(Opened { store, records, set_aside: None }),
+            Ok(opened) => Ok(opened),
             Err(Trouble::Refused(error)) => Err(error),
             Err(Trouble::Damaged(damage)) => {
                 let stamp = jiff::Timestamp::now().as_second();
@@ -108,19 +111,19 @@ impl Store {
                 tracing::error!(damage, aside = %aside.display(), "the store is damaged; setting it aside");
                 std::fs::rename(path, &aside)
                     .map_err(|source| OpenStoreError::SetAside { path: path.to_owned(), source })?;
-                let (store, records) = Self::open_intact(path).map_err(|trouble| match trouble {
+                let opened = Self::open_intact(path).map_err(|trouble| match trouble {
                     Trouble::Refused(error) => error,
                     Trouble::Damaged(text) => OpenStoreError::Unusable {
                         path: path.to_owned(),
                         source: Box::new(redb::Error::Corrupted(text)),
                     },
                 })?;
-                Ok(Opened { store, records, set_aside: Some(aside) })
+                Ok(Opened { set_aside: Some(aside), ..opened })
             }
         }
     }
 
-    fn open_intact(path: &Path) -> Result<(Self, Vec<InstanceRecord>), Trouble> {
+    fn open_intact(path: &Path) -> Result<Opened, Trouble> {
         let database = Database::create(path).map_err(|e| Trouble::of(path, e.into()))?;
         let _ = std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600));
         let store = Self { database: Arc::new(database) };
@@ -128,9 +131,9 @@ impl Store {
         if found > SCHEMA {
             return Err(Trouble::Refused(OpenStoreError::Newer { path: path.to_owned(), found }));
         }
-        let records = store.read_all().map_err(|e| Trouble::of(path, e))?;
-        let parsed = records.iter().map(|bytes| serde_json::from_slice(bytes)).collect::<Result<Vec<_>, _>>();
-        Ok((store, parsed.map_err(|e| Trouble::Damaged(format!("a record is no record: {e}")))?))
+        let records = parsed(&store.read_all(INSTANCES).map_err(|e| Trouble::of(path, e))?)?;
+        let gpus = parsed(&store.read_all(GPUS).map_err(|e| Trouble::of(path, e))?)?;
+        Ok(Opened { store, records, gpus, set_aside: None })
     }
 
     /// Reads the schema version, writing it into a new store.
@@ -139,6 +142,8 @@ impl Store {
         let found = {
             let mut meta = transaction.open_table(META)?;
             transaction.open_table(INSTANCES)?;
+            // Absent in stores of version 0.1.0, which knew no GPUs.
+            transaction.open_table(GPUS)?;
             let found = meta.get("schema")?.map(|v| v.value());
             match found {
                 Some(found) => found,
@@ -152,9 +157,12 @@ impl Store {
         Ok(found)
     }
 
-    fn read_all(&self) -> Result<Vec<Vec<u8>>, redb::Error> {
+    fn read_all<K: redb::Key + 'static>(
+        &self,
+        table: TableDefinition<'_, K, &'static [u8]>,
+    ) -> Result<Vec<Vec<u8>>, redb::Error> {
         let transaction = self.database.begin_read()?;
-        let table = transaction.open_table(INSTANCES)?;
+        let table = transaction.open_table(table)?;
         let mut records = Vec::new();
         for row in table.iter()? {
             records.push(row?.1.value().to_vec());
@@ -169,7 +177,11 @@ impl Store {
     pub async fn put(&self, record: &InstanceRecord) -> Result<(), StoreError> {
         let key = record.id.as_u128();
         let bytes = serde_json::to_vec(record).map_err(failed("encode a record"))?;
-        self.write(move |table| table.insert(key, bytes.as_slice()).map(|_| ())).await
+        self.write(move |write| {
+            write.open_table(INSTANCES)?.insert(key, bytes.as_slice())?;
+            Ok(())
+        })
+        .await
     }
 
     /// Forgets a record.
@@ -178,28 +190,46 @@ impl Store {
     /// When the disk fails; the record is kept.
     pub async fn remove(&self, id: Uuid) -> Result<(), StoreError> {
         let key = id.as_u128();
-        self.write(move |table| table.remove(key).map(|_| ())).await
+        self.write(move |write| {
+            write.open_table(INSTANCES)?.remove(key)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes what is known of a GPU; when this returns, it is on disk.
+    ///
+    /// # Errors
+    /// When the disk is full or fails; what was known before is kept.
+    pub async fn put_gpu(&self, record: &GpuRecord) -> Result<(), StoreError> {
+        let key = record.address.to_string();
+        let bytes = serde_json::to_vec(record).map_err(failed("encode a GPU"))?;
+        self.write(move |write| {
+            write.open_table(GPUS)?.insert(key.as_str(), bytes.as_slice())?;
+            Ok(())
+        })
+        .await
     }
 
     async fn write<F>(&self, change: F) -> Result<(), StoreError>
     where
-        F: FnOnce(&mut redb::Table<'_, u128, &'static [u8]>) -> Result<(), redb::StorageError>
-            + Send
-            + 'static,
+        F: FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error> + Send + 'static,
     {
         let database = self.database.clone();
         // A commit ends with fsync, which can take long on a busy disk.
         let committed = tokio::task::spawn_blocking(move || -> Result<(), redb::Error> {
             let transaction = database.begin_write()?;
-            {
-                let mut table = transaction.open_table(INSTANCES)?;
-                change(&mut table)?;
-            }
+            change(&transaction)?;
             transaction.commit()?;
             Ok(())
         });
         committed.await.map_err(failed("run a commit"))?.map_err(failed("commit"))
     }
+}
+
+fn parsed<T: serde::de::DeserializeOwned>(rows: &[Vec<u8>]) -> Result<Vec<T>, Trouble> {
+    let parsed = rows.iter().map(|bytes| serde_json::from_slice(bytes)).collect::<Result<_, _>>();
+    parsed.map_err(|e| Trouble::Damaged(format!("a record is no record: {e}")))
 }
 
 enum Trouble {

@@ -59,6 +59,8 @@ pub enum ErrorCode {
     Forbidden,
     /// 404: there is no such instance.
     NoSuchInstance,
+    /// 404: this host has no such GPU.
+    NoSuchGpu,
     /// 404: there is no such path.
     NoSuchPath,
     /// 405: the path does not take this method.
@@ -71,6 +73,8 @@ pub enum ErrorCode {
     WrongState,
     /// 409: a GPU that was asked for by address is not free.
     GpuTaken,
+    /// 409: a GPU that was asked for by address cannot be lent; the sentence says why and what to do.
+    GpuUnfit,
     /// 409: no host port is left in the range.
     PortTaken,
     /// 413: the body is over the limit.

@@ -10,7 +10,10 @@ mod request;
 
 pub use error::{ErrorBody, ErrorCode, Success};
 pub use event::InstanceEvent;
-pub use gpu::{GpuState, GpuView};
+pub use gpu::{
+    GpuDistance, GpuDistanceMeaning, GpuHolder, GpuHolderKind, GpuLink, GpuPlace, GpuRefusal, GpuState,
+    GpuTopology, GpuView, QuarantineBody,
+};
 pub use host::{HostView, Problem};
 pub use instance::{
     Created, InstanceList, InstanceState, InstanceView, Sample, SshEndpoint, Status, StatusOf, Teardown,

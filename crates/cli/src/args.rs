@@ -2,7 +2,8 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueHint, builder::NonEmptyStringValueParser};
+use qudata_host::pci::PciAddress;
 
 use crate::exit;
 
@@ -39,7 +40,7 @@ pub(crate) enum Command {
     /// Create instances and work with them
     #[command(subcommand, visible_alias = "i")]
     Instance(Instance),
-    /// Look at the GPUs
+    /// Show the GPUs, take one out of business or back
     #[command(subcommand)]
     Gpu(Gpu),
     /// Show the host, its instances and what is wrong
@@ -150,9 +151,9 @@ pub(crate) struct Create {
     /// How many GPUs; with neither this nor --gpu: all that are free
     #[arg(long, value_name = "N", conflicts_with = "gpu_addrs")]
     pub(crate) gpus: Option<u32>,
-    /// GPU by its PCI address; may be given several times
+    /// GPU by its PCI address, for example 65:00.0; may be given several times
     #[arg(long = "gpu", value_name = "ADDRESS")]
-    pub(crate) gpu_addrs: Vec<qudata_host::pci::PciAddress>,
+    pub(crate) gpu_addrs: Vec<PciAddress>,
     /// cloud-init user-data
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) user_data: Option<PathBuf>,
@@ -219,9 +220,50 @@ pub(crate) struct KeyOf {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Gpu {
-    /// List the GPUs and whose they are
+    /// List the GPUs, whose they are, and what keeps one from being rented
     #[command(visible_alias = "ls")]
     List,
+    /// Show how far the GPUs are from each other, with NUMA nodes and IOMMU groups
+    ///
+    /// The letters are those of `nvidia-smi topo`, worked out without any driver.
+    Topo,
+    /// Show one GPU: hardware, driver, who holds it, what is wrong with it and what to do
+    Show(GpuAddress),
+    /// Rent a GPU out no longer, until it is released
+    ///
+    /// An instance that has it keeps it.
+    Quarantine(Quarantine),
+    /// Bring a GPU back from quarantine: it is reset and checked, and free only when it passes
+    Release(Release),
+}
+
+/// Names a GPU.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GpuAddress {
+    /// PCI address of the GPU or of another function of its slot, for example 0000:65:00.0 or 65:00.0
+    #[arg(value_name = "ADDRESS")]
+    pub(crate) address: PciAddress,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Quarantine {
+    #[command(flatten)]
+    pub(crate) gpu: GpuAddress,
+    /// Why, for whoever looks at it later
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) reason: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Release {
+    #[command(flatten)]
+    pub(crate) gpu: GpuAddress,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
 }
 
 /// The API counts disks in GiB; people write sizes.
@@ -281,6 +323,11 @@ mod tests {
             "instance key add k.pub",
             "instance key remove k.pub a",
             "gpu list",
+            "gpu ls --json",
+            "gpu topo",
+            "gpu show 65:00.0",
+            "gpu quarantine 0000:65:00.0 --reason loud --yes",
+            "gpu release 10000:e1:00.0 -y",
             "status",
             "settings",
             "completions bash",
@@ -315,6 +362,14 @@ mod tests {
             ("instance stop a --yes", UnknownArgument),
             ("instance console -f --json", ArgumentConflict),
             ("instance key add", MissingRequiredArgument),
+            ("gpu", DisplayHelpOnMissingArgumentOrSubcommand),
+            ("gpu show", MissingRequiredArgument),
+            ("gpu show 65", ValueValidation),
+            ("gpu show 65:00.0 66:00.0", UnknownArgument),
+            ("gpu quarantine 65:00.0", MissingRequiredArgument),
+            ("gpu quarantine 65:00.0 --reason=", InvalidValue),
+            ("gpu release --yes", MissingRequiredArgument),
+            ("gpu release 65:00.0 --reason fixed", UnknownArgument),
             ("completions tcsh", InvalidValue),
             ("man", MissingRequiredArgument),
         ];
@@ -335,5 +390,7 @@ mod tests {
         insta::assert_snapshot!("help", help(&[]));
         insta::assert_snapshot!("help_instance", help(&["instance"]));
         insta::assert_snapshot!("help_create", help(&["instance", "create"]));
+        insta::assert_snapshot!("help_gpu", help(&["gpu"]));
+        insta::assert_snapshot!("help_gpu_quarantine", help(&["gpu", "quarantine"]));
     }
 }

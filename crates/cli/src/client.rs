@@ -83,6 +83,11 @@ impl Agent {
         self.call(method, path, sent.into(), CHANGE_DEADLINE).await.map(drop)
     }
 
+    /// `data` of a POST without a body.
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        data(path, &self.call(Method::POST, path, Bytes::new(), CHANGE_DEADLINE).await?)
+    }
+
     /// `data` of a DELETE.
     pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         data(path, &self.call(Method::DELETE, path, Bytes::new(), CHANGE_DEADLINE).await?)
@@ -180,7 +185,7 @@ fn refusal(status: StatusCode, body: &[u8]) -> Failure {
     let sentence = known.as_ref().and_then(|b| b.get("error")?.as_str()).map(crate::screen::harmless);
     let exit = match status {
         StatusCode::BAD_REQUEST => Exit::Usage,
-        StatusCode::NOT_FOUND => Exit::NoSuchInstance,
+        StatusCode::NOT_FOUND => Exit::NotFound,
         StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE => Exit::Refused,
         StatusCode::INSUFFICIENT_STORAGE => Exit::NoCapacity,
         _ => Exit::Failed,

@@ -5,6 +5,7 @@ mod console;
 mod create;
 mod documents;
 mod events;
+mod gpu;
 mod inspect;
 mod key;
 mod probe_kvm;
@@ -12,7 +13,7 @@ mod serve;
 mod ssh;
 
 use crate::{
-    args::{Command, CommandLine, Gpu, Instance},
+    args::{Command, CommandLine, Instance},
     client::Agent,
     exit::{Exit, Failure},
     screen::Screen,
@@ -32,7 +33,7 @@ pub(crate) fn run(line: CommandLine, screen: &Screen) -> Result<Exit, Failure> {
     match line.command {
         Command::Serve(wish) => serve::run(wish),
         Command::Instance(command) => on_one_thread(instance(cx, command)),
-        Command::Gpu(Gpu::List) => on_one_thread(inspect::gpus(cx)),
+        Command::Gpu(command) => on_one_thread(gpu::run(cx, command)),
         Command::Status => on_one_thread(inspect::status(cx)),
         Command::Settings => documents::settings(screen),
         Command::Completions { shell } => documents::completions(screen, shell),

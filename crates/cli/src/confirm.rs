@@ -1,5 +1,5 @@
-//! The question before something is lost. Owns when it is asked and what counts as yes; used by `instance delete` and
-//! `instance restart`.
+//! The question before something is lost. Owns when it is asked and what counts as yes; used by `instance delete`,
+//! `instance restart`, `gpu quarantine` and `gpu release`.
 
 use std::io::{BufRead, IsTerminal, Write};
 

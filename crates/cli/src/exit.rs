@@ -12,7 +12,7 @@ Exit codes:
   1  failed; for `status`: something is wrong on this host
   2  wrong usage, or a value that is not allowed
   3  the agent cannot be reached: it is not running, or this user may not talk to it
-  4  there is no such instance
+  4  there is no such instance, or no such GPU
   5  refused as things are: ambiguous, wrong state, taken, or busy
   6  no capacity: GPU, memory, disk or CPUs
   7  waited too long, or the wait was interrupted; the work goes on
@@ -30,8 +30,8 @@ pub(crate) enum Exit {
     Usage = 2,
     /// Agent not reachable.
     Unreachable = 3,
-    /// No such instance.
-    NoSuchInstance = 4,
+    /// No such instance or GPU.
+    NotFound = 4,
     /// Refused as things are.
     Refused = 5,
     /// No capacity.
@@ -101,10 +101,11 @@ fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::GuestFault => Exit::Failed,
         ErrorCode::InvalidField | ErrorCode::BodyTooLarge | ErrorCode::HeaderTooLarge => Exit::Usage,
         ErrorCode::SecretMissing | ErrorCode::Forbidden => Exit::Unreachable,
-        ErrorCode::NoSuchInstance => Exit::NoSuchInstance,
+        ErrorCode::NoSuchInstance | ErrorCode::NoSuchGpu => Exit::NotFound,
         ErrorCode::AmbiguousInstance
         | ErrorCode::WrongState
         | ErrorCode::GpuTaken
+        | ErrorCode::GpuUnfit
         | ErrorCode::PortTaken
         | ErrorCode::Busy => Exit::Refused,
         ErrorCode::NoGpu | ErrorCode::NoMemory | ErrorCode::NoDisk | ErrorCode::NoCpus => Exit::NoCapacity,

@@ -20,8 +20,13 @@ use crate::screen::{Screen, Tone};
 
 fn main() -> ExitCode {
     // Before anything else: the shim must be a process of one thread. Not a subcommand: people have no use for it.
-    if std::env::args_os().nth(1).is_some_and(|a| a == qudata_agent_core::daemon::SHIM_COMMAND) {
+    let first = std::env::args_os().nth(1);
+    if first.as_deref().is_some_and(|a| a == qudata_agent_core::daemon::SHIM_COMMAND) {
         return qudata_host::shim::main().into();
+    }
+    // Likewise: it may be lost to the kernel, and it is started for every step on a GPU.
+    if first.as_deref().is_some_and(|a| a == qudata_vfio::door::CHILD_COMMAND) {
+        return qudata_vfio::door::child_main().into();
     }
     let line = match args::CommandLine::try_parse() {
         Ok(line) => line,

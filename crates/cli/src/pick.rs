@@ -1,10 +1,14 @@
-//! Which instance is meant. Owns the rules for names, ids, beginnings of ids and nothing at all; used by every command
-//! on one instance.
+//! Which instance or GPU is meant. Owns the rules for names, ids, beginnings of ids and nothing at all, and for
+//! addresses; used by every command on one instance or GPU.
 
-use qudata_api::InstanceView;
+use qudata_api::{GpuView, InstanceView};
+use qudata_host::pci::PciAddress;
 use uuid::Uuid;
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    exit::{Exit, Failure},
+    render::{gpu::short_name, line},
+};
 
 /// The instance that `wish` names; the only one when there is no wish. A whole id counts before a name, a name before
 /// the beginning of an id.
@@ -34,7 +38,7 @@ fn sole(instances: &[InstanceView]) -> Result<&InstanceView, Failure> {
     match instances {
         [one] => Ok(one),
         [] => Err(Failure::new(
-            Exit::NoSuchInstance,
+            Exit::NotFound,
             "there are no instances: create one with `qudata-agent instance create`",
         )),
         several => Err(Failure::new(
@@ -52,13 +56,31 @@ fn none(instances: &[InstanceView], wish: &str) -> Failure {
         [] => "there are none".to_owned(),
         all => format!("there are:\n{}", lines(&all.iter().collect::<Vec<_>>())),
     };
-    Failure::new(Exit::NoSuchInstance, format!("there is no instance {wish:?}; {known}"))
+    Failure::new(Exit::NotFound, format!("there is no instance {wish:?}; {known}"))
 }
 
 fn lines(instances: &[&InstanceView]) -> String {
     let width = instances.iter().map(|i| i.name.chars().count()).max().unwrap_or(0);
     let lines: Vec<_> = instances.iter().map(|i| format!("  {:width$}  {}", i.name, i.id)).collect();
     lines.join("\n")
+}
+
+/// The GPU at `wish`, or that `wish` is another function of: all functions of a slot travel together.
+pub(crate) fn pick_gpu(gpus: &[GpuView], wish: PciAddress) -> Result<&GpuView, Failure> {
+    let address = wish.to_string();
+    let itself = gpus.iter().find(|gpu| gpu.address == address);
+    if let Some(found) = itself.or_else(|| gpus.iter().find(|gpu| gpu.functions.contains(&address))) {
+        return Ok(found);
+    }
+    let known = match gpus {
+        [] => "the agent has none: see `qudata-agent status`".to_owned(),
+        all => {
+            let lines: Vec<_> =
+                all.iter().map(|gpu| format!("  {}  {}", line(&gpu.address), short_name(gpu))).collect();
+            format!("there are:\n{}", lines.join("\n"))
+        }
+    };
+    Err(Failure::new(Exit::NotFound, format!("there is no GPU {address}; {known}")))
 }
 
 /// The shortest beginning of `id` that no other has, at least eight characters: what [`pick`] takes.
@@ -73,7 +95,7 @@ pub(crate) fn short_id(id: Uuid, all: &[InstanceView]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::render::sample::instance;
+    use crate::render::sample::{self, instance};
 
     fn three() -> Vec<InstanceView> {
         vec![
@@ -100,7 +122,7 @@ mod tests {
             let got = pick(&all, Some(wish));
             match expected {
                 Some(i) => assert_eq!(got.unwrap().id, all[i].id, "{wish}"),
-                None => assert_eq!(got.unwrap_err().exit, Exit::NoSuchInstance, "{wish}"),
+                None => assert_eq!(got.unwrap_err().exit, Exit::NotFound, "{wish}"),
             }
         }
     }
@@ -120,7 +142,29 @@ mod tests {
     fn the_only_one_need_not_be_named() {
         let all = three();
         assert_eq!(pick(&all[1..2], None).unwrap().name, "db");
-        assert_eq!(pick(&[], None).unwrap_err().exit, Exit::NoSuchInstance);
+        assert_eq!(pick(&[], None).unwrap_err().exit, Exit::NotFound);
+    }
+
+    #[test]
+    fn gpus_by_any_function_of_their_slot() {
+        let gpus = sample::gpus();
+        for (wish, expected) in
+            [("0000:66:00.0", Some(1)), ("66:00.0", Some(1)), ("65:00.1", Some(0)), ("66:00.1", None)]
+        {
+            let got = pick_gpu(&gpus, wish.parse().unwrap());
+            match expected {
+                Some(i) => assert_eq!(got.unwrap().address, gpus[i].address, "{wish}"),
+                None => {
+                    let failure = got.unwrap_err();
+                    assert_eq!(failure.exit, Exit::NotFound);
+                    let sentence =
+                        "there is no GPU 0000:66:00.1; there are:\n  0000:65:00.0  H100 SXM5 80GB\n";
+                    assert!(failure.sentence.starts_with(sentence), "{failure}");
+                }
+            }
+        }
+        let nobody = pick_gpu(&[], "66:00.0".parse().unwrap()).unwrap_err();
+        assert!(nobody.exit == Exit::NotFound && nobody.sentence.contains("status"), "{nobody}");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Answers as people read them. Pure: views and a look go in, text comes out; printing is for the commands.
 
+pub(crate) mod gpu;
 pub(crate) mod instance;
 pub(crate) mod phase;
 #[cfg(test)]
 pub(crate) mod sample;
 pub(crate) mod status;
 pub(crate) mod table;
+pub(crate) mod topo;
 
 use crate::screen::{Look, Tone, harmless};
 

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests state expectations")]
 
 mod fake_agent;
+#[path = "commands/gpus.rs"]
+mod gpus;
 
 use std::{
     fs,
@@ -102,12 +104,14 @@ fn every_refusal_has_its_exit_code() {
         (401, "secret_missing", 3),
         (403, "forbidden", 3),
         (404, "no_such_instance", 4),
+        (404, "no_such_gpu", 4),
         (404, "no_such_path", 1),
         (405, "method_not_allowed", 1),
         (408, "request_timeout", 1),
         (409, "ambiguous_instance", 5),
         (409, "wrong_state", 5),
         (409, "gpu_taken", 5),
+        (409, "gpu_unfit", 5),
         (409, "port_taken", 5),
         (413, "body_too_large", 2),
         (431, "header_too_large", 2),
@@ -361,17 +365,6 @@ fn ssh_takes_our_place() {
     closed.as_object_mut().unwrap().remove("ssh");
     let agent = FakeAgent::start(vec![("GET /instances", vec![listed(&[closed])])]);
     assert!(agent.run("instance ssh").exits(5).err.contains("does not publish port 22"));
-}
-
-#[test]
-fn gpus_and_their_owners() {
-    let gpu = |address: &str, state: &str, instance: Option<&str>| json!({ "address": address, "state": state, "since": "2026-01-02T09:47:00Z", "instance": instance });
-    let gpus = json!([gpu("0000:65:00.0", "in_use", Some(A)), gpu("0000:66:00.0", "free", None)]);
-    let agent = with_web(vec![("GET /gpus", vec![Answer::data(&gpus)])]);
-    let out = agent.run("gpu list").exits(0).out;
-    let line = out.lines().find(|l| l.starts_with("0000:65:00.0")).unwrap();
-    assert!(line.contains("in use") && line.ends_with("web"), "{out}");
-    assert_eq!(agent.run("gpu list --json").exits(0).json()[1]["state"], "free");
 }
 
 #[test]

@@ -29,6 +29,9 @@ pub struct ProcessIdentity {
     pub exe: PathBuf,
     /// The launcher program it was until it executed `exe`.
     pub via: PathBuf,
+    /// The control group of its unit, from the root of systemd's hierarchy; none when it was started without systemd.
+    #[serde(default)]
+    pub cgroup: Option<String>,
 }
 
 /// A signal we send.
@@ -191,6 +194,20 @@ fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, Interest::READABLE)
 }
 
+/// The identity of process `pid`, which runs `exe` in the control group `cgroup`. `None` when it is gone.
+pub(crate) fn identity_of(pid: u32, exe: &Path, cgroup: &str) -> io::Result<Option<ProcessIdentity>> {
+    let Some(seen) = observe(pid)?.filter(|seen| !seen.zombie) else { return Ok(None) };
+    let identity = ProcessIdentity {
+        pid,
+        start_ticks: seen.start_ticks,
+        boot_id: boot_id()?,
+        exe: fs::canonicalize(exe)?,
+        via: PathBuf::new(),
+        cgroup: Some(cgroup.to_owned()),
+    };
+    Ok(seen.is(&identity).then_some(identity))
+}
+
 /// The identity this very process would have after executing `exe`; called by the launcher shim.
 pub(crate) fn identity_of_self(exe: &Path) -> io::Result<ProcessIdentity> {
     let pid = std::process::id();
@@ -202,6 +219,7 @@ pub(crate) fn identity_of_self(exe: &Path) -> io::Result<ProcessIdentity> {
         // /proc shows the resolved path, and Debian has more than one name for it (/bin is a link).
         exe: fs::canonicalize(exe)?,
         via: seen.exe,
+        cgroup: None,
     })
 }
 
@@ -209,6 +227,7 @@ struct Observed {
     start_ticks: u64,
     exe: PathBuf,
     zombie: bool,
+    cgroup: Option<String>,
 }
 
 impl Observed {
@@ -218,6 +237,8 @@ impl Observed {
         !self.zombie
             && self.start_ticks == identity.start_ticks
             && (dying || is_program(&self.exe, &identity.exe) || self.exe == identity.via)
+            // A process cannot leave the group of its unit; one that is dying may have lost it.
+            && (dying || identity.cgroup.is_none() || self.cgroup == identity.cgroup)
     }
 }
 
@@ -247,7 +268,8 @@ fn observe(pid: u32) -> io::Result<Option<Observed>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => PathBuf::new(),
         Err(e) => return Err(e),
     };
-    Ok(Some(Observed { start_ticks, exe, zombie: matches!(state, 'Z' | 'X') }))
+    let cgroup = fs::read_to_string(proc.join("cgroup")).ok().as_deref().and_then(parse_cgroup);
+    Ok(Some(Observed { start_ticks, exe, zombie: matches!(state, 'Z' | 'X'), cgroup }))
 }
 
 /// State (field 3) and start time (field 22). The name in field 2 may hold spaces and parentheses, so the search starts
@@ -256,6 +278,14 @@ fn parse_stat(stat: &str) -> Option<(char, u64)> {
     let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// The path in the hierarchy that systemd keeps its units in: the unified one, or the one named after it.
+fn parse_cgroup(text: &str) -> Option<String> {
+    let path = |prefix: &str| {
+        text.lines().find_map(|line| line.split_once(':')?.1.strip_prefix(prefix).map(str::to_owned))
+    };
+    path("name=systemd:").or_else(|| path(":"))
 }
 
 /// A program that was upgraded while it ran shows as `/usr/bin/x (deleted)`; it is still that program.
@@ -297,6 +327,7 @@ mod tests {
             boot_id: boot_id().unwrap(),
             exe,
             via: PathBuf::new(),
+            cgroup: None,
         };
         (child, identity)
     }
@@ -352,6 +383,7 @@ mod tests {
             ProcessIdentity { start_ticks: identity.start_ticks + 1, ..identity.clone() },
             ProcessIdentity { boot_id: "another boot".into(), ..identity.clone() },
             ProcessIdentity { exe: "/usr/bin/qemu-system-x86_64".into(), ..identity.clone() },
+            ProcessIdentity { cgroup: Some("/qudata.slice/other.service".into()), ..identity.clone() },
             ProcessIdentity { pid: 0, ..identity.clone() },
             ProcessIdentity { pid: u32::MAX, ..identity.clone() },
         ];
@@ -370,6 +402,16 @@ mod tests {
         }
         assert_eq!(parse_stat("77 (a) S 1 2"), None);
         assert_eq!(parse_stat(""), None);
+    }
+
+    #[test]
+    fn the_control_group_of_both_hierarchies() {
+        let unit = Some("/qudata.slice/a.service".to_owned());
+        assert_eq!(parse_cgroup("0::/qudata.slice/a.service\n"), unit);
+        let old = "12:pids:/x\n1:name=systemd:/qudata.slice/a.service\n0::/y\n";
+        assert_eq!(parse_cgroup(old), unit);
+        assert_eq!(parse_cgroup("12:pids:/x\n"), None);
+        assert_eq!(parse_cgroup(""), None);
     }
 
     #[test]

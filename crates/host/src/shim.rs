@@ -74,6 +74,9 @@ fn limit(launch: &Launch) -> Result<(), String> {
     // Inside a container the agent may not raise the hard limit; what is there must do.
     let ceiling = getrlimit(Resource::Nofile).maximum.unwrap_or(launch.no_files);
     set(Resource::Nofile, launch.no_files.min(ceiling), "open files")?;
+    if let Some(size) = launch.confinement.memlock {
+        set(Resource::Memlock, size.bytes(), "locked memory")?;
+    }
     setpriority_process(None, launch.nice).map_err(|e| format!("setting the niceness: {e}"))?;
     umask(Mode::from_raw_mode(0o077));
     Ok(())

@@ -9,7 +9,7 @@ use std::{
 };
 
 use qudata_host::{
-    launch::{Launch, LaunchError, Launcher, identity_path, log_path},
+    launch::{Confinement, Launch, LaunchError, Launcher, identity_path, log_path},
     process::Process,
 };
 
@@ -31,6 +31,7 @@ fn launch(dir: &Path, program: &str, args: &[&str]) -> Launch {
         name: "probe".into(),
         nice: 5,
         no_files: 64,
+        confinement: Confinement::default(),
     }
 }
 

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use crate::firmware::Firmware;
 use crate::machine::{Accel, CONSOLE_RING, CacheMode, Machine, READY_PORT, id};
+use crate::memory::Backing;
+use crate::passthrough::PassthroughSlot;
 
 /// The arguments that make QEMU be `machine`. Needs QEMU 7.2 or newer (`-netdev stream`).
 ///
@@ -20,6 +22,11 @@ pub fn plan_argv(machine: &Machine) -> Vec<OsString> {
     seed(machine, &mut line);
     network(machine, &mut line);
     channels(machine, &mut line);
+    // Last, so that the other devices have the same addresses with and without GPUs.
+    mmio(machine, &mut line);
+    for (index, slot) in machine.passthrough.iter().enumerate() {
+        gpu(index, slot, &mut line);
+    }
     line.0
 }
 
@@ -41,16 +48,9 @@ fn confinement(line: &mut Line) {
 }
 
 fn board(machine: &Machine, line: &mut Line) {
-    let (accel, cpu) = match machine.accel {
-        // A renter's hypervisor inside the guest would reach host code that nobody needs: no nesting.
-        Accel::Kvm => ("kvm", "host,-vmx,-svm"),
-        // Whole: with `max,-svm` the emulator of QEMU 7.2 makes mount namespaces fail in the guest (EBUSY, seen with
-        // Linux 6.1), so that half of systemd does not start. Emulated SVM is no way to the host's.
-        Accel::Tcg => ("tcg", "max"),
-    };
     line.option("-name", Value::new("").set("guest", &machine.name).set("debug-threads", "on"));
     line.option("-uuid", Value::new(&machine.uuid.to_string()));
-    let mut board = Value::new("q35").set("accel", accel);
+    let mut board = Value::new("q35").set("accel", machine.accel.to_string());
     // mem-merge off: page sharing between tenants is a side channel. The rest is hardware no image needs.
     for (key, value) in [
         ("usb", "off"),
@@ -68,11 +68,15 @@ fn board(machine: &Machine, line: &mut Line) {
     if matches!(machine.firmware, Firmware::Uefi { .. }) {
         board = board.set("pflash0", "code").set("pflash1", "vars");
     }
+    if machine.backing.backing != Backing::OnDemand {
+        board = board.set("memory-backend", id::RAM);
+    }
     line.option("-machine", board);
-    line.option("-cpu", Value::new(cpu));
+    line.option("-cpu", processor(machine));
     let cpus = machine.cpus.to_string();
     line.option("-smp", Value::new(&cpus).set("sockets", "1").set("cores", &cpus).set("threads", "1"));
-    line.option("-m", Value::new("").set("size", format!("{}M", machine.memory.mib())));
+    line.option("-m", Value::new("").set("size", ram(machine)));
+    backing(machine, line);
     line.option("-rtc", Value::new("base=utc"));
     line.option("-boot", Value::new("strict=on"));
     // A guest that suspends to RAM would never be woken.
@@ -83,6 +87,100 @@ fn board(machine: &Machine, line: &mut Line) {
         "-action",
         Value::new("").set("reboot", "reset").set("shutdown", "poweroff").set("panic", "none"),
     );
+}
+
+fn processor(machine: &Machine) -> Value {
+    let bits = machine.mmio.map(|plan| plan.address_bits().to_string());
+    match (machine.accel, bits) {
+        // A renter's hypervisor inside the guest would reach host code that nobody needs: no nesting.
+        (Accel::Kvm, None) => Value::new("host,-vmx,-svm"),
+        (Accel::Kvm, Some(bits)) => {
+            Value::new("host,-vmx,-svm").set("host-phys-bits", "on").set("host-phys-bits-limit", bits)
+        }
+        // Whole: with `max,-svm` the emulator of QEMU 7.2 makes mount namespaces fail in the guest (EBUSY, seen with
+        // Linux 6.1), so that half of systemd does not start. Emulated SVM is no way to the host's.
+        (Accel::Tcg, None) => Value::new("max"),
+        (Accel::Tcg, Some(bits)) => Value::new("max").set("phys-bits", bits),
+    }
+}
+
+fn ram(machine: &Machine) -> String {
+    format!("{}M", machine.memory.mib())
+}
+
+/// RAM that is filled before the machine starts.
+fn backing(machine: &Machine, line: &mut Line) {
+    let plan = machine.backing;
+    let object = |kind: &str| Value::new(kind).set("id", id::RAM).set("size", ram(machine));
+    let (object, policy) = match plan.backing {
+        Backing::OnDemand => return,
+        // Transparent huge pages are for anonymous memory: a memfd would get small pages.
+        Backing::Transparent => (object("memory-backend-ram").set("share", "off"), "preferred"),
+        Backing::Reserved(page) => {
+            let object = object("memory-backend-memfd").set("share", "on").set("hugetlb", "on");
+            (object.set("hugetlbsize", format!("{}M", page.size().mib())), "bind")
+        }
+    };
+    let object = object
+        .set("prealloc", "on")
+        .set("prealloc-threads", plan.threads(machine.memory).to_string())
+        // What the board says of its memory does not hold for memory that it is given.
+        .set("merge", "off")
+        .set("dump", "off");
+    line.option(
+        "-object",
+        match plan.node {
+            Some(node) => object.set("host-nodes", node.to_string()).set("policy", policy),
+            None => object,
+        },
+    );
+}
+
+/// Room for the BARs of GPUs.
+fn mmio(machine: &Machine, line: &mut Line) {
+    let Some(plan) = machine.mmio else { return };
+    let hole = format!("{}M", plan.hole().mib());
+    line.option("-global", Value::new("").set("q35-pcihost.pci-hole64-size", hole));
+    if let Some(window) = plan.ovmf_window() {
+        let name = Value::new("").set("name", "opt/ovmf/X-PciMmio64Mb");
+        line.option("-fw_cfg", name.set("string", window.mib().to_string()));
+    }
+}
+
+/// A port with one GPU behind it: drivers expect a PCI Express slot, and a port can be reset on its own.
+fn gpu(index: usize, slot: &PassthroughSlot, line: &mut Line) {
+    let (name, number) = (format!("gpu{index}"), (index + 1).to_string());
+    let port = format!("{name}-port");
+    let mut reserve = Value::new("pcie-root-port")
+        .set("id", &port)
+        .set("bus", "pcie.0")
+        .set("chassis", &number)
+        .set("slot", &number)
+        // Nothing is plugged in later. Ten ports with the usual reserve would use up all I/O addresses.
+        .set("io-reserve", "0");
+    if slot.high_window().bytes() > 0 {
+        reserve = reserve.set("pref64-reserve", slot.high_window().bytes().to_string());
+    }
+    if let Some(low) = slot.low_reserve() {
+        reserve = reserve.set("mem-reserve", low.bytes().to_string());
+    }
+    line.option("-device", reserve);
+    for (position, function) in slot.functions().iter().enumerate() {
+        let mut device = Value::new("vfio-pci")
+            .set("id", format!("{name}-{position}"))
+            .set("host", function.address.to_string())
+            .set("bus", &port)
+            .set("addr", format!("0.{position}"))
+            // A ROM is code of the previous tenant's, if he could write it; computing needs none.
+            .set("rombar", "0");
+        if position == 0 && slot.functions().len() > 1 {
+            device = device.set("multifunction", "on");
+        }
+        if slot.no_mmap() {
+            device = device.set("x-no-mmap", "on");
+        }
+        line.option("-device", device);
+    }
 }
 
 fn firmware(firmware: &Firmware, line: &mut Line) {

@@ -8,7 +8,12 @@ pub mod disk;
 pub mod egress;
 pub mod firmware;
 pub mod machine;
+pub mod memory;
+pub mod mmio;
 pub mod passt;
+pub mod passthrough;
+pub mod pinning;
+pub mod version;
 
 #[cfg(test)]
 mod golden;

@@ -6,7 +6,7 @@ use std::{fmt, path::PathBuf};
 use qudata_host::size::ByteSize;
 use uuid::Uuid;
 
-use crate::firmware::Firmware;
+use crate::{firmware::Firmware, memory::MemoryPlan, mmio::MmioPlan, passthrough::PassthroughSlot};
 
 /// Bytes of serial output that QEMU keeps until somebody reads them. QEMU wants a power of two.
 pub const CONSOLE_RING: ByteSize = ByteSize::from_mib(1);
@@ -24,6 +24,8 @@ pub mod id {
     pub const DISK: &str = "disk";
     /// Network backend.
     pub const NETWORK: &str = "net";
+    /// Memory object behind the RAM of a machine whose [`super::MemoryPlan`] asks for one.
+    pub const RAM: &str = "ram";
 }
 
 /// Everything QEMU is told about one machine.
@@ -39,6 +41,8 @@ pub struct Machine {
     pub cpus: u32,
     /// RAM; whole MiB are used.
     pub memory: ByteSize,
+    /// What backs the RAM: [`crate::memory::plan_memory`].
+    pub backing: MemoryPlan,
     /// How the machine starts.
     pub firmware: Firmware,
     /// The renter's disk.
@@ -47,6 +51,10 @@ pub struct Machine {
     pub seed: PathBuf,
     /// The one network card.
     pub network: NetworkDevice,
+    /// The host's GPUs in it; bound to `vfio-pci` before the start.
+    pub passthrough: Vec<PassthroughSlot>,
+    /// Where their BARs go: [`crate::mmio::plan_mmio`] of the same slots, RAM and firmware; `None` without GPUs.
+    pub mmio: Option<MmioPlan>,
     /// Where QEMU listens for QMP.
     pub qmp_socket: PathBuf,
     /// Where QEMU listens for the reader of the ready port.

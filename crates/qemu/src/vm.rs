@@ -9,6 +9,7 @@
 //! A VM that does not answer is unresponsive: a finding, never a reason to end it. Nothing here ends a process but
 //! [`Vm::kill`], and dropping a value leaves the process running.
 
+mod confinement;
 mod error;
 pub mod paths;
 
@@ -23,18 +24,19 @@ use std::{
 use qudata_host::{
     launch::{Launch, Launcher},
     process::{ExitReport, Process, ProcessError, ProcessIdentity},
+    size::ByteSize,
 };
 use tokio::time::sleep;
 use uuid::Uuid;
 
 pub use self::error::{AdoptError, ConnectVmError, LaunchVmError, VmError};
-use self::paths::VmPaths;
+use self::{confinement::plan_confinement, paths::VmPaths};
 use crate::{
     argv::plan_argv,
     console::read_tail,
     machine::Machine,
     owned::Owner,
-    qmp::{ConnectError, Qmp, QmpEvents, RunState},
+    qmp::{ConnectError, Qmp, QmpEvents, RunState, Vcpu},
 };
 
 /// What an error shows of QEMU's own output.
@@ -63,6 +65,12 @@ pub struct VmLaunch<'a> {
     pub nice: i32,
     /// Limit of open files.
     pub no_files: u64,
+    /// The image below the disk, which QEMU reads.
+    pub base_image: Option<PathBuf>,
+    /// IOMMU groups of its GPUs.
+    pub iommu_groups: Vec<u32>,
+    /// Limit of locked memory, where GPUs pin the guest's RAM.
+    pub memlock: Option<ByteSize>,
 }
 
 /// A QEMU that runs and has not yet been spoken to.
@@ -113,6 +121,7 @@ impl VmLaunch<'_> {
             name: paths::QEMU.to_owned(),
             nice: self.nice,
             no_files: self.no_files,
+            confinement: plan_confinement(self),
         };
         let process = launcher.launch(&launch).await.map_err(LaunchVmError::Start)?;
         Ok(LaunchedVm { process, paths: self.paths.clone(), uuid: self.machine.uuid, started })
@@ -281,6 +290,14 @@ impl Vm {
     /// [`VmError`].
     pub async fn run_state(&self) -> Result<RunState, VmError> {
         self.connection()?.query_status().await.map(|status| status.state).map_err(VmError::Qmp)
+    }
+
+    /// Its virtual processors and their threads, for [`Vm::pin`].
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub async fn vcpus(&self) -> Result<Vec<Vcpu>, VmError> {
+        self.connection()?.query_vcpus().await.map_err(VmError::Qmp)
     }
 
     /// Ends the process at once and waits until it is gone. Only for a VM whose instance is being deleted: the guest

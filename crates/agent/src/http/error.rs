@@ -17,12 +17,14 @@ pub(super) fn status(code: ErrorCode) -> StatusCode {
         ErrorCode::MalformedBody | ErrorCode::InvalidField => StatusCode::BAD_REQUEST,
         ErrorCode::SecretMissing => StatusCode::UNAUTHORIZED,
         ErrorCode::Forbidden => StatusCode::FORBIDDEN,
-        ErrorCode::NoSuchInstance | ErrorCode::NoSuchPath => StatusCode::NOT_FOUND,
+        ErrorCode::NoSuchInstance | ErrorCode::NoSuchGpu | ErrorCode::NoSuchPath => StatusCode::NOT_FOUND,
         ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         ErrorCode::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-        ErrorCode::AmbiguousInstance | ErrorCode::WrongState | ErrorCode::GpuTaken | ErrorCode::PortTaken => {
-            StatusCode::CONFLICT
-        }
+        ErrorCode::AmbiguousInstance
+        | ErrorCode::WrongState
+        | ErrorCode::GpuTaken
+        | ErrorCode::GpuUnfit
+        | ErrorCode::PortTaken => StatusCode::CONFLICT,
         ErrorCode::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorCode::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         ErrorCode::Internal | ErrorCode::HostFault => StatusCode::INTERNAL_SERVER_ERROR,

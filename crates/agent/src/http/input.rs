@@ -8,6 +8,7 @@ use axum::{
     http::request::Parts,
 };
 use qudata_api::ErrorCode;
+use qudata_host::pci::PciAddress;
 use serde::{Deserialize, de::DeserializeOwned};
 use utoipa::IntoParams;
 use uuid::Uuid;
@@ -129,6 +130,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
             Path::<String>::from_request_parts(parts, state).await.map(|Path(text)| text).unwrap_or_default();
         let refuse = |_| Refusal::field("id", &text, "an id such as GET /instances shows is");
         Uuid::try_parse(&text).map(Self).map_err(refuse)
+    }
+}
+
+/// The PCI address in the path.
+pub(super) struct GpuAddress(pub(super) PciAddress);
+
+impl<S: Send + Sync> FromRequestParts<S> for GpuAddress {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let text =
+            Path::<String>::from_request_parts(parts, state).await.map(|Path(text)| text).unwrap_or_default();
+        let refuse = |_| Refusal::field("address", &text, "a PCI address such as 0000:65:00.0 is");
+        text.parse().map(Self).map_err(refuse)
     }
 }
 

@@ -29,6 +29,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
+    gpus::Gpus,
     instance::{
         record::{InstanceRecord, InstanceSpec, Leases, Phase},
         task::Beginning,
@@ -175,9 +176,12 @@ fn site(dir: &std::path::Path) -> Arc<Site> {
         exists: &|path| path.exists(),
     };
     let paths = Paths::new(&data, &run, &data.join("log"));
+    let store = Store::open(&paths.store()).unwrap().store;
     Arc::new(Site {
         settings: Settings::load(&from).unwrap(),
-        store: Store::open(&paths.store()).unwrap().store,
+        gpus: Gpus::none(store.clone()),
+        qemu_version: None,
+        store,
         launcher: Launcher::detached("/nonexistent/shim".into(), Vec::new()),
         egress: Egress::new("qudata_test_http".parse().unwrap(), Vec::new()),
         management_key: ManagementKey::generate().unwrap(),

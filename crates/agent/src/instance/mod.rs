@@ -22,6 +22,7 @@ mod calls;
 pub mod events;
 pub mod guest_access;
 pub mod handle;
+mod hardware;
 mod life;
 pub mod provision;
 pub mod record;

@@ -19,9 +19,9 @@ use qudata_guest::{
 };
 use qudata_host::{
     durable,
-    launch::{Launch, log_path},
-    pci::PciAddress,
+    launch::{Confinement, Launch, log_path},
     process::Process,
+    size::ByteSize,
 };
 use qudata_qemu::{
     disk::{self, Owner},
@@ -33,21 +33,24 @@ use qudata_qemu::{
 
 use super::{
     events::EventLog,
+    hardware::plan_hardware,
     record::{FileStep, InstanceRecord},
     spec::SSH_PORT,
     teardown,
 };
-use crate::site::Site;
+use crate::{gpus::BoundGpu, refusal::chain, site::Site};
 
 /// Writing a seed is a few kilobytes; more time than this means that the host disk hangs.
 const SEED_DEADLINE: Duration = Duration::from_secs(20);
 const PASST_DEADLINE: Duration = Duration::from_secs(10);
-/// From exec to a proven QMP session. Grows with the RAM to pin once GPUs are passed through.
-const QMP_DEADLINE: Duration = Duration::from_secs(30);
 /// Disks, sockets, notifiers; QEMU uses a few dozen.
 const QEMU_FILES: u64 = 1024;
 /// Connections through passt take two descriptors each.
 const PASST_FILES: u64 = 1 << 16;
+/// Socket buffers of all connections included.
+const PASST_MEMORY: ByteSize = ByteSize::from_gib(1);
+/// It has one thread.
+const PASST_TASKS: u64 = 8;
 /// passt serves tenants; the host's own work goes first.
 const PASST_NICE: i32 = 5;
 
@@ -83,9 +86,6 @@ struct Files {
     firmware: Firmware,
 }
 
-/// The GPUs of an instance, bound to `vfio-pci`. Empty on a host without GPUs; there is no other way to get one.
-struct BoundGpus(Vec<PciAddress>);
-
 /// The network backend, listening and confined.
 struct Network {
     passt: Process,
@@ -101,12 +101,12 @@ pub async fn bring_up(
     host_key: Option<HostKey>,
     events: &EventLog,
 ) -> Result<Started, ProvisionError> {
-    let leases = record.leases.clone();
     let id = record.id;
     ensure_nothing_runs(site, &record).await?;
-    let gpus = bind(&leases.gpus)?;
+    let gpus = bind_gpus(site, &record, events);
     let network = start_network(site, &record);
-    let (files, network) = tokio::try_join!(make_files(site, record.clone(), host_key, events), network)?;
+    let files = make_files(site, record.clone(), host_key, events);
+    let (files, network, gpus) = tokio::try_join!(files, network, gpus)?;
     events.add("network_started", None);
     tracing::debug!(instance = %id, "files and network are ready");
     start_vm(site, files, gpus, network, events).await
@@ -125,14 +125,18 @@ async fn ensure_nothing_runs(site: &Site, record: &InstanceRecord) -> Result<(),
     )))
 }
 
-/// The place where passthrough plugs in. `site.limits()` offers no GPUs in this version, so there is nothing to bind.
-fn bind(gpus: &[PciAddress]) -> Result<BoundGpus, ProvisionError> {
-    match gpus {
-        [] => Ok(BoundGpus(Vec::new())),
-        [first, ..] => {
-            Err(failed("binding GPUs")(format!("GPU {first}: passthrough is not part of this version")))
-        }
+async fn bind_gpus(
+    site: &Site,
+    record: &InstanceRecord,
+    events: &EventLog,
+) -> Result<Vec<BoundGpu>, ProvisionError> {
+    let gpus = &record.leases.gpus;
+    let owner = site.users(&record.leases).qemu;
+    let bound = site.gpus.bind(record.id, gpus, owner).await.map_err(failed("binding GPUs"))?;
+    if !gpus.is_empty() {
+        events.add("gpus_bound", None);
     }
+    Ok(bound)
 }
 
 async fn make_files(
@@ -293,6 +297,14 @@ async fn start_network(site: &Site, record: &InstanceRecord) -> Result<Network, 
         name: PASST.to_owned(),
         nice: PASST_NICE,
         no_files: PASST_FILES,
+        confinement: Confinement {
+            description: format!("network of VM {} ({})", record.spec.name, record.id),
+            writable: vec![paths.passt_dir()],
+            memory_max: Some(PASST_MEMORY),
+            tasks_max: Some(PASST_TASKS),
+            own_sandbox: true,
+            ..Confinement::default()
+        },
     };
     let passt = site.launcher.launch(&launch).await.map_err(failed("starting passt"))?;
     tokio::select! {
@@ -312,23 +324,29 @@ async fn start_network(site: &Site, record: &InstanceRecord) -> Result<Network, 
 async fn start_vm(
     site: &Site,
     files: Files,
-    gpus: BoundGpus,
+    gpus: Vec<BoundGpu>,
     network: Network,
     events: &EventLog,
 ) -> Result<Started, ProvisionError> {
     let Files { mut record, firmware } = files;
     let instance = site.instance(&record);
-    let BoundGpus(_addresses) = gpus;
+    let hardware = plan_hardware(site, &record, &firmware, &gpus).map_err(failed("planning the machine"))?;
+    if let Some(slow) = &hardware.slow {
+        events.add("slow_start", Some(slow.to_string()));
+    }
     let machine = Machine {
         uuid: record.id,
         name: record.spec.name.clone(),
         accel: site.settings.accel,
         cpus: record.spec.cpus,
         memory: record.spec.memory,
+        backing: hardware.backing,
         firmware,
         disk: Disk { overlay: instance.disk(), cache: site.settings.disk_cache },
         seed: instance.seed(),
         network: NetworkDevice { socket: instance.vm.network_socket(), mac: MacAddress::of(record.id) },
+        passthrough: hardware.slots,
+        mmio: hardware.mmio,
         qmp_socket: instance.vm.qmp_socket(),
         ready_socket: instance.vm.ready_socket(),
     };
@@ -341,10 +359,20 @@ async fn start_vm(
         groups: site.vm_groups.clone(),
         nice: 0,
         no_files: QEMU_FILES,
+        base_image: Some(site.settings.base_image.clone()),
+        iommu_groups: gpus.iter().map(|gpu| gpu.group).collect(),
+        memlock: hardware.memlock,
     };
+    // Written down before QEMU can have them: whoever finds the record knows that they are to be cleansed.
+    site.gpus.hold(&gpus).await.map_err(failed("recording the GPUs"))?;
     let launched = launch.exec(&site.launcher).await.map_err(failed("starting QEMU"))?;
     events.add("qemu_started", None);
-    let vm = launched.prove(QMP_DEADLINE).await.map_err(failed("starting QEMU"))?;
+    let vm = launched.prove(hardware.deadline).await.map_err(failed("starting QEMU"))?;
+    if let Some(pins) = &hardware.pins
+        && let Err(error) = vm.pin(pins).await
+    {
+        tracing::warn!(instance = %record.id, error = %chain(&error), "vCPUs are not near the GPUs");
+    }
     vm.resume().await.map_err(failed("letting the guest run"))?;
     events.add("booting", None);
     Ok(Started { vm, passt: network.passt, record })

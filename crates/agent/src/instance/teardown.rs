@@ -6,11 +6,7 @@ use std::{
     time::Duration,
 };
 
-use qudata_host::{
-    durable,
-    launch::{Launcher, log_path},
-    process::Process,
-};
+use qudata_host::{durable, launch::log_path, process::Process};
 use qudata_qemu::vm::paths::{PASST, QEMU};
 
 use super::record::InstanceRecord;
@@ -33,11 +29,21 @@ pub async fn end_runtime(site: &Site, record: &InstanceRecord) -> Residues {
     let incarnations: Vec<PathBuf> = [&gone, &run].into_iter().flat_map(|dir| subdirectories(dir)).collect();
     for incarnation in &incarnations {
         for name in [QEMU, PASST] {
-            end_process(incarnation, name, &mut residues).await;
+            end_process(site, incarnation, name, &mut residues).await;
         }
     }
     if let Err(error) = site.egress.withdraw(&site.admission(&record.leases)).await {
         residues.push(format!("the network policy: {}", chain(&error)));
+    }
+    let gpus = &record.leases.gpus;
+    let mut held = false;
+    for incarnation in &incarnations {
+        held |= is_alive(site, incarnation, QEMU).await;
+    }
+    if held {
+        site.gpus.strand(record.id, gpus).await;
+    } else {
+        site.gpus.release(record.id, gpus).await;
     }
     if residues.is_empty() {
         // Only now: the identity files are what a later attempt would need.
@@ -80,15 +86,18 @@ fn take_away(dir: &Path, gone: &Path, residues: &mut Residues) {
     }
 }
 
-async fn end_process(dir: &Path, name: &str, residues: &mut Residues) {
-    let ended = async {
-        let Some(identity) = Launcher::find(dir, name).map_err(|e| chain(&e))? else { return Ok(()) };
-        let Some(process) = Process::adopt(&identity).map_err(|e| chain(&e))? else { return Ok(()) };
-        process.kill(KILL_DEADLINE).await.map_err(|e| chain(&e))
-    };
-    if let Err(reason) = ended.await {
-        let reason: String = reason;
-        residues.push(format!("{name}: {reason}"));
+async fn end_process(site: &Site, dir: &Path, name: &str, residues: &mut Residues) {
+    if let Err(error) = site.launcher.end(dir, name, KILL_DEADLINE).await {
+        residues.push(format!("{name}: {}", chain(&error)));
+    }
+}
+
+/// Whether a process may still be there: also when that cannot be told.
+async fn is_alive(site: &Site, dir: &Path, name: &str) -> bool {
+    match site.launcher.locate(dir, name).await {
+        Ok(None) => false,
+        Ok(Some(identity)) => !matches!(Process::adopt(&identity), Ok(None)),
+        Err(_) => true,
     }
 }
 
@@ -115,7 +124,7 @@ pub async fn find_alive(site: &Site, record: &InstanceRecord) -> Result<Vec<&'st
     let mut alive = Vec::new();
     for incarnation in [taken_away(&run), run].iter().flat_map(|dir| subdirectories(dir)) {
         for name in [QEMU, PASST] {
-            let identity = Launcher::find(&incarnation, name).map_err(|e| chain(&e))?;
+            let identity = site.launcher.locate(&incarnation, name).await.map_err(|e| chain(&e))?;
             let process =
                 identity.map(|identity| Process::adopt(&identity)).transpose().map_err(|e| chain(&e))?;
             alive.extend(process.flatten().map(|_| name));

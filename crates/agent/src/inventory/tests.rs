@@ -2,6 +2,11 @@
 
 use proptest::prelude::*;
 
+use std::sync::Arc;
+
+use qudata_qemu::memory::FreePages;
+use qudata_vfio::topology::{PciDevice, Topology};
+
 use super::*;
 
 fn gpu(bus: u8) -> PciAddress {
@@ -16,9 +21,30 @@ fn limits() -> Limits {
         cpu_overcommit: 1,
         reserve_memory: ByteSize::from_gib(1),
         reserve_disk: ByteSize::from_gib(2),
-        gpus: vec![gpu(1), gpu(2)],
         defaults: Defaults { cpus: 4, memory: ByteSize::from_gib(8), storage: ByteSize::from_gib(50) },
     }
+}
+
+fn offer() -> GpuOffer {
+    let all = vec![gpu(1), gpu(2)];
+    let device = |address: &PciAddress| PciDevice {
+        address: *address,
+        class: 0x03_0200,
+        vendor: 0x10de,
+        device: 0x2330,
+        driver: None,
+        group: Some(1),
+        numa_node: None,
+        link: None,
+        bars: Vec::new(),
+        reset_methods: Vec::new(),
+        upstream: Vec::new(),
+        boot_vga: false,
+        physical: None,
+    };
+    let devices = all.iter().map(|address| (*address, device(address))).collect();
+    let topology = Arc::new(Topology { devices, ..Topology::default() });
+    GpuOffer { rentable: all.clone(), all, topology, ..GpuOffer::default() }
 }
 
 fn host() -> HostCapacity {
@@ -36,13 +62,19 @@ fn wish(json: serde_json::Value) -> Wish {
 }
 
 fn taken(leases: Leases, memory: u64) -> Taken {
-    Taken { leases, cpus: 2, memory: ByteSize::from_gib(memory), disk_growth: ByteSize::from_gib(10) }
+    Taken {
+        leases,
+        cpus: 2,
+        memory: ByteSize::from_gib(memory),
+        disk_growth: ByteSize::from_gib(10),
+        starting: false,
+    }
 }
 
 #[test]
 fn ports_come_from_their_ranges_and_skip_what_is_bound() {
     let wish = wish(serde_json::json!({"ports": ["22", "80", "81"], "gpus": 0}));
-    let leases = plan_leases(&wish, &[], &limits(), &|port| port != 20_000).unwrap();
+    let leases = plan_leases(&wish, &[], &limits(), &offer(), &|port| port != 20_000).unwrap();
     assert_eq!(leases.ports, BTreeMap::from([(22, 10_000), (80, 20_001), (81, 20_002)]));
     assert_eq!((leases.management_port, leases.slot), (30_000, 0));
 }
@@ -50,25 +82,44 @@ fn ports_come_from_their_ranges_and_skip_what_is_bound() {
 #[test]
 fn a_used_up_range_is_a_conflict() {
     let wish = wish(serde_json::json!({"ports": ["22"], "gpus": 0}));
-    let refusal = plan_leases(&wish, &[], &limits(), &|port| port >= 20_000).unwrap_err();
+    let refusal = plan_leases(&wish, &[], &limits(), &offer(), &|port| port >= 20_000).unwrap_err();
     assert_eq!(refusal.code, ErrorCode::PortTaken);
     assert!(refusal.sentence.contains("10000 to 10003"), "{refusal}");
 }
 
 #[test]
 fn gpus_by_count_address_and_all() {
-    let first = plan_leases(&wish(serde_json::json!({"gpus": 1})), &[], &limits(), &|_| true).unwrap();
+    let first =
+        plan_leases(&wish(serde_json::json!({"gpus": 1})), &[], &limits(), &offer(), &|_| true).unwrap();
     assert_eq!(first.gpus, [gpu(1)]);
     let one = [taken(first, 1)];
-    let rest = plan_leases(&wish(serde_json::json!({})), &one, &limits(), &|_| true).unwrap();
+    let rest = plan_leases(&wish(serde_json::json!({})), &one, &limits(), &offer(), &|_| true).unwrap();
     assert_eq!(rest.gpus, [gpu(2)]);
-    let code =
-        |body, taken: &[Taken]| plan_leases(&wish(body), taken, &limits(), &|_| true).unwrap_err().code;
+    let code = |body, taken: &[Taken]| {
+        plan_leases(&wish(body), taken, &limits(), &offer(), &|_| true).unwrap_err().code
+    };
     assert_eq!(code(serde_json::json!({"gpus": 2}), &one), ErrorCode::NoGpu);
     assert_eq!(code(serde_json::json!({"gpu_addrs": ["01:00.0"]}), &one), ErrorCode::GpuTaken);
     assert_eq!(code(serde_json::json!({"gpu_addrs": ["03:00.0"]}), &one), ErrorCode::InvalidField);
     let both = [taken(rest, 1), one[0].clone()];
     assert_eq!(code(serde_json::json!({}), &both), ErrorCode::NoGpu);
+}
+
+#[test]
+fn an_unfit_gpu_is_refused_with_what_is_in_its_way() {
+    let obstacles = BTreeMap::from([(gpu(1), "it is quarantined; release it".to_owned())]);
+    let offer = GpuOffer { rentable: vec![gpu(2)], obstacles, ..offer() };
+    let plan = |body| plan_leases(&wish(body), &[], &limits(), &offer, &|_| true);
+    assert_eq!(plan(serde_json::json!({})).unwrap().gpus, [gpu(2)]);
+    assert_eq!(plan(serde_json::json!({"gpus": 1})).unwrap().gpus, [gpu(2)]);
+    for (body, code) in [
+        (serde_json::json!({"gpus": 2}), ErrorCode::NoGpu),
+        (serde_json::json!({"gpu_addrs": ["01:00.0"]}), ErrorCode::GpuUnfit),
+    ] {
+        let refusal = plan(body).unwrap_err();
+        assert_eq!(refusal.code, code);
+        assert!(refusal.sentence.contains("it is quarantined; release it"), "{refusal}");
+    }
 }
 
 #[test]
@@ -94,6 +145,30 @@ fn defaults_shrink_and_wishes_do_not() {
     }
 }
 
+#[test]
+fn reserved_pages_count_for_guests_with_gpus_and_once() {
+    let pages = FreePages { mib2: 512, gib1: 24 };
+    let pools = HugepagePools { host: pages, nodes: BTreeMap::from([(1, FreePages { gib1: 8, ..pages })]) };
+    let leases = |gpus| Leases { slot: 0, ports: BTreeMap::new(), management_port: 0, gpus };
+    let starting = |gpus| Taken { starting: true, ..taken(leases(gpus), 6) };
+    let gib = |taken: &[Taken], node| plan_huge(&pools, node, taken).gib();
+    assert_eq!((gib(&[], None), gib(&[], Some(1)), gib(&[], Some(0))), (24, 8, 0));
+    assert_eq!(gib(&[starting(vec![gpu(1)])], None), 18);
+    assert_eq!(
+        gib(&[starting(vec![]), taken(leases(vec![gpu(1)]), 6)], None),
+        24,
+        "no pages, or taken already"
+    );
+
+    let free = Free { huge: ByteSize::from_gib(24), ..plan_free(&host(), &[], &limits()) };
+    let most = |free: &Free, memory: &str| {
+        plan_sizes(&wish(serde_json::json!({"memory": memory})), free, ByteSize::default(), &limits()).is_ok()
+    };
+    let small = Free { memory: ByteSize::from_gib(2), ..free };
+    assert!(most(&small, "24G") && !most(&small, "25G"));
+    assert!(!most(&Free { huge: ByteSize::default(), ..small }, "3G"));
+}
+
 proptest! {
     #[test]
     fn nothing_is_leased_twice(bodies in prop::collection::vec((0usize..4, 0u32..2), 1..6)) {
@@ -101,7 +176,7 @@ proptest! {
         for (ports, gpus) in bodies {
             let ports: Vec<u32> = (100..).take(ports).collect();
             let wish = wish(serde_json::json!({"ports": ports, "gpus": gpus}));
-            if let Ok(leases) = plan_leases(&wish, &all, &limits(), &|_| true) {
+            if let Ok(leases) = plan_leases(&wish, &all, &limits(), &offer(), &|_| true) {
                 all.push(taken(leases, 1));
             }
         }

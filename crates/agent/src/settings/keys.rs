@@ -6,7 +6,9 @@ use std::{collections::BTreeSet, time::Duration};
 use qudata_host::{pci::PciAddress, size::ByteSize};
 use qudata_qemu::machine::{Accel, CacheMode};
 
-use super::{FirmwareKind, Settings, TunnelKind, values};
+use qudata_vfio::plan::AfterUse;
+
+use super::{FirmwareKind, LauncherKind, Settings, TunnelKind, values};
 
 /// Where Debian and Ubuntu have OVMF; the 4M builds are the ones that are still maintained.
 pub(super) const OVMF_CODE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd"];
@@ -172,6 +174,21 @@ pub(super) const KEYS: &[Key] = &[
         }
     ),
     key!(
+        "launcher",
+        "auto",
+        "auto, systemd or detached",
+        "What VMs run under: confined units of systemd, or detached processes; auto takes systemd where it can.",
+        |s, t| {
+            s.launcher = match t {
+                "auto" => LauncherKind::Auto,
+                "systemd" => LauncherKind::Systemd,
+                "detached" => LauncherKind::Detached,
+                _ => return None,
+            };
+            Some(())
+        }
+    ),
+    key!(
         "data_dir",
         "/var/lib/qudata",
         PATH,
@@ -269,6 +286,27 @@ pub(super) const KEYS: &[Key] = &[
             Some(())
         }
     ),
+    key!(
+        "gpu_after",
+        "host",
+        "host or vfio",
+        "Where a GPU goes after an instance: back to the driver it had, or it stays on vfio-pci.",
+        |s, t| {
+            s.gpu_after = match t {
+                "host" => AfterUse::Host,
+                "vfio" => AfterUse::Vfio,
+                _ => return None,
+            };
+            Some(())
+        }
+    ),
+    key!(
+        "gpu_no_mmap",
+        "false",
+        BOOLEAN,
+        "Guests reach GPU memory without mapping it: for host kernels on which large GPUs boot slowly.",
+        |s, t| put(&mut s.gpu_no_mmap, values::boolean(t))
+    ),
     Key {
         name: "api_key",
         default: "",
@@ -313,6 +351,20 @@ pub(super) const KEYS: &[Key] = &[
         PATH,
         "The tunnel client's configuration. Not used in this version.",
         |s, t| put(&mut s.frpc_config, values::path(t))
+    ),
+    key!(
+        "after_reboot",
+        "start",
+        "start or stop",
+        "What becomes of instances after a reboot of the host: they start again, or stay stopped with their disks kept.",
+        |s, t| {
+            s.start_after_reboot = match t {
+                "start" => true,
+                "stop" => false,
+                _ => return None,
+            };
+            Some(())
+        }
     ),
     key!(
         "ready_timeout",

@@ -177,22 +177,35 @@ impl Layers {
                 return;
             }
         };
+        let given = |written| Given { written, place: place.clone(), text: String::new() };
         for (name, value) in &table {
-            let Some(key) = keys::find(name) else {
-                problems.push(unknown(name, &place, keys::nearest(name).map(str::to_owned)));
-                continue;
-            };
-            match text_of(value, key.list) {
-                Some(text) => {
-                    let given = Given { written: name.clone(), place: place.clone(), text };
-                    self.add(name, given, problems);
+            match value {
+                // `gpu.after` and `[gpu] after` are other spellings of `gpu_after`.
+                toml::Value::Table(group) if keys::find(name).is_none() => {
+                    for (rest, value) in group {
+                        let key = format!("{name}_{rest}");
+                        self.add_value(&key, given(format!("{name}.{rest}")), value, problems);
+                    }
                 }
-                None => problems.push(Problem(format!(
-                    "{name} ({place}): a {} is not allowed; {} is",
-                    value.type_str(),
-                    key.allowed
-                ))),
+                _ => self.add_value(name, given(name.clone()), value, problems),
             }
+        }
+    }
+
+    /// `given` without its text, which is in `value`.
+    fn add_value(&mut self, name: &str, given: Given, value: &toml::Value, problems: &mut Vec<Problem>) {
+        let Given { written, place, .. } = &given;
+        let Some(key) = keys::find(name) else {
+            problems.push(unknown(written, place, keys::nearest(name).map(str::to_owned)));
+            return;
+        };
+        match text_of(value, key.list) {
+            Some(text) => self.add(name, Given { text, ..given }, problems),
+            None => problems.push(Problem(format!(
+                "{written} ({place}): a {} is not allowed; {} is",
+                value.type_str(),
+                key.allowed
+            ))),
         }
     }
 }

@@ -89,51 +89,57 @@ fn the_names_of_the_original_exist() {
     assert_eq!(known.len(), keys::KEYS.len(), "names are unique");
 }
 
+/// A value for each key, and whether it shows in the settings.
+const VALUES: &[(&str, &str, bool)] = &[
+    ("standalone", "1", true),
+    ("debug", "true", true),
+    ("listen", "0.0.0.0", true),
+    ("agent_port", "15001", true),
+    ("accel", "tcg", true),
+    ("firmware", "direct", true),
+    ("tunnel", "none", true),
+    ("launcher", "detached", true),
+    ("data_dir", "/d", true),
+    ("log_dir", "/l", true),
+    ("vm_run_dir", "/r", true),
+    ("image_dir", "/i", true),
+    ("base_image", "/b", true),
+    ("qemu_binary", "/q", true),
+    ("qemu_img", "/q", true),
+    ("passt_binary", "/p", true),
+    ("ovmf_code", "/c", true),
+    ("ovmf_vars", "/v", true),
+    ("vm_cpus", "2", true),
+    ("vm_memory", "512M", true),
+    ("vm_storage_gb", "10", true),
+    ("gpu_pci_addrs", "65:00.0,0000:66:00.0", true),
+    ("gpu_pci_addr", "67:00.0", true),
+    ("gpu_after", "vfio", true),
+    ("gpu_no_mmap", "true", true),
+    ("api_key", "ak-1", true),
+    ("api_key_file", "/k", false),
+    ("service_url", "https://x.example/v0/", true),
+    ("management_key", "/m", true),
+    ("frpc_binary", "/f", true),
+    ("frpc_config", "/f", true),
+    ("after_reboot", "stop", true),
+    ("ready_timeout", "30", true),
+    ("vm_uid_base", "800000", true),
+    ("egress_allow", "10.0.0.0/8, fd00::1", true),
+    ("disk_cache", "writeback", true),
+    ("cpu_overcommit", "2", true),
+    ("host_reserve_memory", "0", true),
+    ("host_reserve_disk", "1T", true),
+    ("ssh_ports", "2000-2001", true),
+    ("app_ports", "3000-3001", true),
+    ("management_ports", "4000-4000", true),
+    ("region", "eu-1", true),
+];
+
 #[test]
 fn every_key_works_in_file_and_environment() {
-    let values = [
-        ("standalone", "1", true),
-        ("debug", "true", true),
-        ("listen", "0.0.0.0", true),
-        ("agent_port", "15001", true),
-        ("accel", "tcg", true),
-        ("firmware", "direct", true),
-        ("tunnel", "none", true),
-        ("data_dir", "/d", true),
-        ("log_dir", "/l", true),
-        ("vm_run_dir", "/r", true),
-        ("image_dir", "/i", true),
-        ("base_image", "/b", true),
-        ("qemu_binary", "/q", true),
-        ("qemu_img", "/q", true),
-        ("passt_binary", "/p", true),
-        ("ovmf_code", "/c", true),
-        ("ovmf_vars", "/v", true),
-        ("vm_cpus", "2", true),
-        ("vm_memory", "512M", true),
-        ("vm_storage_gb", "10", true),
-        ("gpu_pci_addrs", "65:00.0,0000:66:00.0", true),
-        ("gpu_pci_addr", "67:00.0", true),
-        ("api_key", "ak-1", true),
-        ("api_key_file", "/k", false),
-        ("service_url", "https://x.example/v0/", true),
-        ("management_key", "/m", true),
-        ("frpc_binary", "/f", true),
-        ("frpc_config", "/f", true),
-        ("ready_timeout", "30", true),
-        ("vm_uid_base", "800000", true),
-        ("egress_allow", "10.0.0.0/8, fd00::1", true),
-        ("disk_cache", "writeback", true),
-        ("cpu_overcommit", "2", true),
-        ("host_reserve_memory", "0", true),
-        ("host_reserve_disk", "1T", true),
-        ("ssh_ports", "2000-2001", true),
-        ("app_ports", "3000-3001", true),
-        ("management_ports", "4000-4000", true),
-        ("region", "eu-1", true),
-    ];
-    assert_eq!(values.len(), keys::KEYS.len(), "a key is missing here");
-    for (key, value, visible) in values {
+    assert_eq!(VALUES.len(), keys::KEYS.len(), "a key is missing here");
+    for &(key, value, visible) in VALUES {
         let alone = |file: &str, env: &[(&str, &str)]| {
             let mut from = from(file, env);
             from.read = &|_| Ok(b"ak-2\n".to_vec());
@@ -191,6 +197,17 @@ fn one_gpu_and_several_add_up() {
 }
 
 #[test]
+fn a_table_in_the_file_is_another_spelling_of_the_names() {
+    for text in ["gpu.after = \"vfio\"", "[gpu]\nafter = \"vfio\"", "gpu_after = \"vfio\""] {
+        assert_eq!(load(text, &[]).unwrap().gpu_after, AfterUse::Vfio, "{text}");
+    }
+    let said = refusals("gpu.afer = 1", &[]).join("\n");
+    assert!(said.contains("gpu.afer is no setting") && said.contains("gpu_after"), "{said}");
+    let said = refusals("gpu.after = \"never\"", &[]).join("\n");
+    assert!(said.contains("gpu.after") && said.contains("host or vfio"), "{said}");
+}
+
+#[test]
 fn a_mistyped_name_is_refused_with_the_nearest() {
     for (name, meant) in [
         ("QUDATA_ACEL", "QUDATA_ACCEL"),
@@ -220,6 +237,7 @@ fn malformed_values_are_refused_with_key_value_and_what_is_allowed() {
         ("accel", "xen", "kvm or tcg"),
         ("firmware", "UEFI", "uefi, bios or direct"),
         ("tunnel", "ssh", "frp or none"),
+        ("launcher", "docker", "auto, systemd or detached"),
         ("data_dir", "relative", "an absolute path"),
         ("data_dir", "/a/../b", "an absolute path"),
         ("vm_cpus", "0", "1 to 1024"),
@@ -229,9 +247,11 @@ fn malformed_values_are_refused_with_key_value_and_what_is_allowed() {
         ("vm_memory", "7", "512M"),
         ("vm_storage_gb", "-1", "1 to"),
         ("gpu_pci_addr", "65", "PCI address"),
+        ("gpu_after", "free", "host or vfio"),
         ("gpu_pci_addrs", "65:00.0,65:00.0", "each once"),
         ("service_url", "internal.qudata.ai", "http or https"),
         ("service_url", "ftp://x", "http or https"),
+        ("after_reboot", "resume", "start or stop"),
         ("ready_timeout", "0", "1 to 86400"),
         ("vm_uid_base", "0", "10000 to"),
         ("egress_allow", "10.0.0.0/33", "networks"),

@@ -105,7 +105,7 @@ impl EventStream {
             sleep(RECONNECT_PAUSE).await;
             match self.agent.open_events(self.id).await {
                 Ok(body) => return Ok(Some(body)),
-                Err(failure) if failure.exit == Exit::NoSuchInstance => return Ok(None),
+                Err(failure) if failure.exit == Exit::NotFound => return Ok(None),
                 Err(failure) if failure.exit != Exit::Unreachable || Instant::now() > end => {
                     return Err(failure);
                 }

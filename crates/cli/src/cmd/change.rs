@@ -75,7 +75,7 @@ pub(super) async fn delete(cx: Context<'_>, wish: &Risky) -> Result<Exit, Failur
 async fn chosen(cx: Context<'_>, wish: &Risky) -> Result<(InstanceView, String), Failure> {
     let all = cx.agent.instances().await?;
     let instance = pick(&all, wish.which.instance.as_deref())?;
-    let (state, since) = (state_word(instance.state), since(&cx.screen.err, instance));
+    let (state, since) = (state_word(instance.state), since(&cx.screen.err, instance.since));
     let gpus = match instance.gpus.len() {
         0 => String::new(),
         1 => ", 1 GPU".to_owned(),
@@ -108,7 +108,7 @@ async fn gone(cx: Context<'_>, path: &str, name: &str) -> Result<(), Failure> {
                     format!("{name} is still being removed: see `qudata-agent instance show {name}`"),
                 ));
             }
-            Err(failure) if failure.exit == Exit::NoSuchInstance => return Ok(()),
+            Err(failure) if failure.exit == Exit::NotFound => return Ok(()),
             Err(failure) => return Err(failure),
         }
     }

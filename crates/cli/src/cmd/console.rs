@@ -44,7 +44,7 @@ pub(super) async fn run(cx: Context<'_>, wish: &Console) -> Result<Exit, Failure
         sleep(PAUSE).await;
         let now = match read(cx, &format!("{path}?tail={WINDOW}")).await {
             Ok(now) => now,
-            Err(failure) if failure.exit == Exit::NoSuchInstance => return Ok(Exit::Done),
+            Err(failure) if failure.exit == Exit::NotFound => return Ok(Exit::Done),
             Err(failure) => return Err(failure),
         };
         print(news(&seen, &now))?;

@@ -5,7 +5,10 @@ use std::{path::Path, time::Duration};
 use hyper::Method;
 use qudata_api::{Created, InstanceEvent, InstanceState, InstanceView};
 use serde::Serialize;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, Interval, MissedTickBehavior, interval, timeout_at},
+};
 use uuid::Uuid;
 
 use super::Context;
@@ -135,11 +138,14 @@ enum Step {
 
 impl Wait<'_> {
     async fn until_ready(&mut self) -> Result<(), Failure> {
+        // Before anything is shown: an interruption must find somebody who says that the work goes on.
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::new)?;
         let mut events = self.cx.agent.events(self.id).await?;
         let (mut redraw, mut look) = (interval(REDRAW), interval(LOOK));
         redraw.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let happened = timeout_at(self.deadline, self.step(&mut events, &mut redraw, &mut look));
+            let step = self.step(&mut events, &mut interrupt, &mut redraw, &mut look);
+            let happened = timeout_at(self.deadline, step);
             let step = happened.await.unwrap_or_else(|_| Err(not_waited("it is not ready yet", &self.name)));
             // A line that is redrawn is only for those who look at it, and nothing else may stand behind it.
             if self.live() && !matches!(step, Ok(Step::Redraw)) {
@@ -156,7 +162,7 @@ impl Wait<'_> {
                 }
                 Step::Gone => {
                     let sentence = format!("{} was deleted before it was ready", self.name);
-                    return Err(Failure::new(Exit::NoSuchInstance, sentence));
+                    return Err(Failure::new(Exit::NotFound, sentence));
                 }
                 Step::Redraw => self.draw(),
                 Step::Look => {
@@ -173,6 +179,7 @@ impl Wait<'_> {
     async fn step(
         &self,
         events: &mut EventStream,
+        interrupt: &mut Signal,
         redraw: &mut Interval,
         look: &mut Interval,
     ) -> Result<Step, Failure> {
@@ -180,7 +187,7 @@ impl Wait<'_> {
             event = events.next() => Ok(event?.map_or(Step::Gone, Step::Event)),
             _ = redraw.tick(), if self.live() => Ok(Step::Redraw),
             _ = look.tick(), if self.adopted => Ok(Step::Look),
-            _ = tokio::signal::ctrl_c() => Err(not_waited("the wait was interrupted", &self.name)),
+            _ = interrupt.recv() => Err(not_waited("the wait was interrupted", &self.name)),
         }
     }
 

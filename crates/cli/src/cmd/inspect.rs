@@ -1,4 +1,4 @@
-//! `instance list`, `instance show`, `gpu list`, `status`: reads without effects.
+//! `instance list`, `instance show`, `status`: reads without effects.
 
 use qudata_api::{GpuView, InstanceList, InstanceView};
 
@@ -31,19 +31,10 @@ pub(super) async fn show(cx: Context<'_>, which: &Which) -> Result<Exit, Failure
     if cx.screen.json {
         cx.screen.print_json(&view)?;
     } else {
-        cx.screen.print(&instance::show(&cx.screen.out, &view))?;
-    }
-    Ok(Exit::Done)
-}
-
-/// `gpu list`.
-pub(super) async fn gpus(cx: Context<'_>) -> Result<Exit, Failure> {
-    let gpus: Vec<GpuView> = cx.agent.get("/gpus").await?;
-    if cx.screen.json {
-        cx.screen.print_json(&gpus)?;
-    } else {
-        let instances = cx.agent.instances().await?;
-        cx.screen.print(&table::gpus(&cx.screen.out, &gpus, &instances))?;
+        // An instance without GPUs is shown even where nothing is known of any.
+        let gpus: Vec<GpuView> =
+            if view.gpus.is_empty() { Vec::new() } else { cx.agent.get("/gpus").await? };
+        cx.screen.print(&instance::show(&cx.screen.out, &view, &gpus))?;
     }
     Ok(Exit::Done)
 }

@@ -1,8 +1,9 @@
 //! One instance: `instance show`, and what `instance create` ends with.
 
-use qudata_api::{InstanceState, InstanceView, Sample};
+use jiff::Timestamp;
+use qudata_api::{GpuState, GpuView, InstanceState, InstanceView, Sample};
 
-use super::{fields, folded, line, table::sorted_ports};
+use super::{fields, folded, gpu, line, table::sorted_ports};
 use crate::{
     screen::{Look, Tone},
     units::{age, ago, duration, milliseconds, size},
@@ -11,11 +12,11 @@ use crate::{
 /// Column at which values begin in [`show`]; what is longer than the terminal is folded there.
 const INDENT: usize = 10;
 
-/// `instance show`.
-pub(crate) fn show(look: &Look, instance: &InstanceView) -> String {
+/// `instance show`, with what is known of its GPUs.
+pub(crate) fn show(look: &Look, instance: &InstanceView, known: &[GpuView]) -> String {
     let i = instance;
     let mut state = look.paint(state_tone(i.state), state_word(i.state));
-    state.push_str(&format!(" {}", since(look, i)));
+    state.push_str(&format!(" {}", since(look, i.since)));
     if let Some(reason) = &i.reason {
         state.push_str(&format!("\n{}", folded(look, INDENT, reason).join("\n")));
     }
@@ -27,7 +28,7 @@ pub(crate) fn show(look: &Look, instance: &InstanceView) -> String {
         ("size", format!("{}, {} memory, {} disk", cpus(i.cpus), size(i.memory), size(i.storage))),
     ];
     if !i.gpus.is_empty() {
-        rows.push(("GPUs", line(&i.gpus.join(", "))));
+        rows.push(("GPUs", i.gpus.iter().map(|address| gpu_line(look, address, known)).collect()));
     }
     rows.extend(access(i));
     rows.push(("host key", line(&i.ssh_host_key)));
@@ -48,6 +49,19 @@ pub(crate) fn show(look: &Look, instance: &InstanceView) -> String {
         text.push_str(&super::status::problems(look, i.problems.iter().map(|p| (None, p))));
     }
     text
+}
+
+/// Address, name and, while it is not yet or no longer simply in use, state of a GPU.
+fn gpu_line(look: &Look, address: &str, known: &[GpuView]) -> String {
+    let Some(view) = known.iter().find(|g| g.address == address) else {
+        return format!("{}\n", line(address));
+    };
+    let (word, tone) = gpu::word(view);
+    let state = match view.state {
+        GpuState::InUse => String::new(),
+        _ => format!("  {}", look.paint(tone, word)),
+    };
+    format!("{}  {}{state}\n", line(address), gpu::name(look, view))
 }
 
 /// How to get in, line by line: for [`show`] and the end of `create`.
@@ -84,8 +98,8 @@ fn cpus(n: u32) -> String {
 }
 
 /// `just now`, or `for 13 min`.
-pub(crate) fn since(look: &Look, instance: &InstanceView) -> String {
-    match age(instance.since, look.now).as_str() {
+pub(crate) fn since(look: &Look, then: Timestamp) -> String {
+    match age(then, look.now).as_str() {
         "now" => "just now".to_owned(),
         age => format!("for {age}"),
     }
@@ -149,15 +163,24 @@ mod tests {
     #[test]
     fn each_kind_of_instance() {
         for (view, name) in sample::instances().iter().zip(["show_busy", "show_booting", "show_failed"]) {
-            insta::assert_snapshot!(name, show(&sample::look(Some(80)), view));
+            insta::assert_snapshot!(name, show(&sample::look(Some(80)), view, &sample::gpus()));
         }
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_simply_in_use_says_so() {
+        let mut view = sample::instance("a", "019b7f3a-1b00-7000-8000-000000000001");
+        view.gpus = ["0000:b4:00.0", "0000:ff:00.0"].map(ToOwned::to_owned).to_vec();
+        let text = show(&sample::look(Some(80)), &view, &sample::gpus());
+        let gpus: Vec<_> = text.lines().skip_while(|l| !l.contains("GPUs")).take(2).map(str::trim).collect();
+        assert_eq!(gpus, ["GPUs  0000:b4:00.0  H100 SXM5 80GB  quarantined", "0000:ff:00.0"]);
     }
 
     #[test]
     fn words_of_the_guest_cannot_leave_their_line() {
         let mut view = sample::instance("a", "019b7f3a-1b00-7000-8000-000000000001");
         view.reason = Some("the guest said \x1b[2J\nstate  running".to_owned());
-        let text = show(&sample::look(Some(80)), &view);
+        let text = show(&sample::look(Some(80)), &view, &[]);
         assert!(!text.contains('\x1b') && text.contains("the guest said state running"), "{text}");
     }
 

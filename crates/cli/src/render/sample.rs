@@ -1,10 +1,13 @@
 //! Views that the goldens are made of. Tests only.
 
+mod gpus;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use qudata_api::{GpuState, GpuView, HostView, InstanceState, InstanceView, Problem, Sample, SshEndpoint};
+use qudata_api::{HostView, InstanceState, InstanceView, Problem, Sample, SshEndpoint};
 
+pub(crate) use self::gpus::{gpus, topology};
 use crate::screen::Look;
 
 pub(crate) const NOW: &str = "2026-01-02T12:00:00Z";
@@ -84,22 +87,6 @@ pub(crate) fn instances() -> Vec<InstanceView> {
         since: at("2026-01-02T10:46:40Z"),
     }];
     vec![busy, booting, failed]
-}
-
-pub(crate) fn gpus() -> Vec<GpuView> {
-    let owner = instances().first().map(|i| i.id);
-    let gpu = |address: &str, state, instance| GpuView {
-        address: address.to_owned(),
-        state,
-        since: at("2026-01-01T12:00:00Z"),
-        instance,
-    };
-    vec![
-        gpu("0000:65:00.0", GpuState::InUse, owner),
-        gpu("0000:66:00.0", GpuState::InUse, owner),
-        gpu("0000:b3:00.0", GpuState::Free, None),
-        gpu("0000:b4:00.0", GpuState::Quarantined, None),
-    ]
 }
 
 pub(crate) fn host() -> HostView {

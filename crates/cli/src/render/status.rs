@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use qudata_api::{GpuState, GpuView, HostView, InstanceState, InstanceView, Problem};
+use qudata_api::{GpuView, HostView, InstanceState, InstanceView, Problem};
 use serde::Serialize;
 
-use super::{fields, fold, line, table};
+use super::{fields, fold, gpu, line, table};
 use crate::{
     screen::{Look, Tone},
     units::{ago, size},
@@ -23,14 +23,17 @@ pub(crate) struct Overview {
 }
 
 impl Overview {
-    /// What is wrong with the host and the instances, with the instance's name.
+    /// What is wrong with the host, its GPUs and the instances, with the instance's name. A GPU that the host's own
+    /// list names is not told twice.
     pub(crate) fn problems(&self) -> Vec<(Option<&str>, Problem)> {
         let host = self.host.problems.iter().map(|p| (None, p.clone()));
         let instances = self.instances.iter().flat_map(|i| {
             let name = Some(i.name.as_str());
             i.problems.iter().cloned().chain(unsaid(i)).map(move |p| (name, p))
         });
-        host.chain(instances).collect()
+        let told = |gpu: &&GpuView| self.host.problems.iter().any(|p| p.message.contains(&gpu.address));
+        let gpus = gpu::problems(self.gpus.iter().filter(|gpu| !told(gpu))).into_iter().map(|p| (None, p));
+        host.chain(gpus).chain(instances).collect()
     }
 }
 
@@ -99,20 +102,10 @@ fn host_rows(look: &Look, all: &Overview) -> Vec<(&'static str, String)> {
 fn gpus(gpus: &[GpuView]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for gpu in gpus {
-        *counts.entry(table::gpu_state(gpu.state).0).or_default() += 1;
+        *counts.entry(gpu::word(gpu).0).or_default() += 1;
     }
-    // In the order of a GPU's life.
-    let life = [
-        GpuState::Free,
-        GpuState::Leased,
-        GpuState::Bound,
-        GpuState::InUse,
-        GpuState::Draining,
-        GpuState::Sanitizing,
-        GpuState::Quarantined,
-    ];
-    let words = life.map(|s| table::gpu_state(s).0);
-    let parts: Vec<_> = words.iter().filter_map(|w| counts.get(w).map(|n| format!("{n} {w}"))).collect();
+    let part = |word: &&str| counts.get(word).map(|n| format!("{n} {word}"));
+    let parts: Vec<_> = gpu::WORDS.iter().filter_map(part).collect();
     format!("{}: {}", gpus.len(), parts.join(", "))
 }
 
@@ -158,9 +151,28 @@ mod tests {
     }
 
     #[test]
+    fn gpus_are_problems_unless_the_host_names_them_or_they_are_left_out_by_choice() {
+        let mut all = Overview { host: sample::host(), instances: Vec::new(), gpus: sample::gpus() };
+        let codes = |all: &Overview| all.problems().into_iter().map(|(_, p)| p.code).collect::<Vec<_>>();
+        assert_eq!(codes(&all), ["gpu_quarantined", "foreign_device", "no_such_device"]);
+        all.host.problems.push(Problem {
+            code: "gpu_wedged".to_owned(),
+            message: "GPU 0000:b4:00.0 hangs".to_owned(),
+            remedy: "reboot".to_owned(),
+            since: sample::at(sample::NOW),
+        });
+        assert_eq!(codes(&all), ["gpu_wedged", "foreign_device", "no_such_device"]);
+        all.gpus.retain(|gpu| gpu.refusal.as_ref().is_some_and(|r| r.by_choice));
+        all.host.problems.clear();
+        assert_eq!((all.gpus.len(), codes(&all)), (1, Vec::new()));
+        assert_eq!(gpus(&all.gpus), "1: 1 left out");
+    }
+
+    #[test]
     fn a_failed_instance_is_a_problem_even_if_none_is_listed() {
         let mut all = busy();
         all.host.problems.clear();
+        all.gpus.clear();
         assert_eq!(all.problems().len(), 1);
         all.instances.last_mut().unwrap().problems.clear();
         let problems = all.problems();

@@ -3,9 +3,10 @@
 use comfy_table::{
     Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width, presets,
 };
-use qudata_api::{GpuState, GpuView, InstanceView};
+use qudata_api::{GpuView, InstanceView};
+use uuid::Uuid;
 
-use super::{instance::state_tone, line};
+use super::{gpu, instance::state_tone, line};
 use crate::{
     pick::short_id,
     screen::{Look, Tone},
@@ -15,7 +16,7 @@ use crate::{
 /// From here on there is room for ids.
 const WIDE: u16 = 100;
 /// Columns that may be folded; all others are as wide as their content.
-const FOLDED: [&str; 4] = ["NAME", "PORTS", "DEFAULT", "MEANING"];
+const FOLDED: [&str; 3] = ["NAME", "PORTS", "INSTANCE"];
 /// Room for one pair of ports, which must not be folded within.
 const PAIR: u16 = 11;
 
@@ -62,33 +63,37 @@ pub(crate) fn gpus(look: &Look, gpus: &[GpuView], all: &[InstanceView]) -> Strin
     if gpus.is_empty() {
         return "the agent has no GPUs\n".to_owned();
     }
-    let rows = gpus.iter().map(|gpu| {
-        let (word, tone) = gpu_state(gpu.state);
-        let owner = gpu.instance.map(|id| {
-            let named = all.iter().find(|i| i.id == id);
-            named.map_or_else(|| id.to_string(), |i| line(&i.name))
-        });
-        vec![
-            plain(line(&gpu.address)),
+    let with_since = look.width.is_none_or(|w| w >= WIDE);
+    let mut header = vec!["ADDRESS", "NAME", "DRIVER", "GROUP", "NUMA", "STATE"];
+    if with_since {
+        header.push("SINCE");
+    }
+    header.push("INSTANCE");
+    let rows = gpus.iter().map(|view| {
+        let (word, tone) = gpu::word(view);
+        let number = |n: Option<u32>| number(n.map_or_else(|| "-".to_owned(), |n| n.to_string()));
+        let owner = view.instance.map(|id| owner(id, all));
+        let mut row = vec![
+            cell(&line(&view.address), Tone::Strong),
+            plain(gpu::name(look, view)),
+            plain(view.driver.as_deref().map_or_else(|| "-".to_owned(), line)),
+            number(view.iommu_group),
+            number(view.numa_node),
             cell(word, tone),
-            plain(age(gpu.since, look.now)),
-            plain(owner.unwrap_or_default()),
-        ]
+        ];
+        if with_since {
+            row.push(plain(age(view.since, look.now)));
+        }
+        row.push(plain(owner.unwrap_or_default()));
+        row
     });
-    table(look, &["ADDRESS", "STATE", "SINCE", "INSTANCE"], rows)
+    table(look, &header, rows)
 }
 
-/// Word and tone of a GPU's state.
-pub(crate) fn gpu_state(state: GpuState) -> (&'static str, Tone) {
-    match state {
-        GpuState::Free => ("free", Tone::Good),
-        GpuState::Leased => ("leased", Tone::Notice),
-        GpuState::Bound => ("bound", Tone::Notice),
-        GpuState::InUse => ("in use", Tone::Good),
-        GpuState::Draining => ("draining", Tone::Notice),
-        GpuState::Sanitizing => ("sanitizing", Tone::Notice),
-        GpuState::Quarantined => ("quarantined", Tone::Bad),
-    }
+/// The name of the instance with this id, or the id where nobody knows it.
+fn owner(id: Uuid, all: &[InstanceView]) -> String {
+    let named = all.iter().find(|i| i.id == id);
+    named.map_or_else(|| id.to_string(), |i| line(&i.name))
 }
 
 fn ports(instance: &InstanceView) -> String {
@@ -168,13 +173,26 @@ mod tests {
             for line in instances(&sample::look(Some(width)), &all).lines() {
                 assert!(line.chars().count() <= usize::from(width), "{width}: {line}");
             }
+            for line in gpus(&sample::look(Some(width)), &sample::gpus(), &all).lines() {
+                assert!(line.chars().count() <= usize::from(width), "{width}: {line}");
+            }
         }
     }
 
     #[test]
-    fn gpus_at_80_columns() {
+    fn gpus_at_two_widths_and_unfolded() {
         let all = sample::instances();
         insta::assert_snapshot!("gpus_80", gpus(&sample::look(Some(80)), &sample::gpus(), &all));
+        insta::assert_snapshot!("gpus_140", gpus(&sample::look(Some(140)), &sample::gpus(), &all));
+        insta::assert_snapshot!("gpus_piped", gpus(&sample::look(None), &sample::gpus(), &all));
+    }
+
+    #[test]
+    fn the_owner_of_a_gpu_is_named_or_at_least_numbered() {
+        let look = sample::look(None);
+        let id = sample::instances()[0].id.to_string();
+        assert!(gpus(&look, &sample::gpus(), &[]).contains(&id));
+        assert!(!gpus(&look, &sample::gpus(), &sample::instances()).contains(&id));
     }
 
     #[test]

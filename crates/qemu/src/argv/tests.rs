@@ -12,6 +12,9 @@ use uuid::Uuid;
 use super::*;
 use crate::golden::{assert_golden, lines};
 use crate::machine::{Disk, MacAddress, NetworkDevice};
+use crate::memory::MemoryPlan;
+
+mod gpu;
 
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
@@ -36,10 +39,13 @@ fn machine(dir: &Path, accel: Accel, firmware: Firmware) -> Machine {
         accel,
         cpus: 8,
         memory: ByteSize::from_gib(32),
+        backing: MemoryPlan::default(),
         firmware,
         disk: Disk { overlay: dir.join("disk.qcow2"), cache: CacheMode::Direct },
         seed: dir.join("seed.iso"),
         network: NetworkDevice { socket: dir.join("net/passt.sock"), mac: MacAddress::of(uuid) },
+        passthrough: Vec::new(),
+        mmio: None,
         qmp_socket: dir.join("qmp.sock"),
         ready_socket: dir.join("ready.sock"),
     }
@@ -129,6 +135,24 @@ fn connect(qemu: &mut Running, socket: &Path) -> UnixStream {
     }
 }
 
+/// Starts the real QEMU and opens its QMP.
+fn start(argv: Vec<OsString>, qmp: &Path) -> (Running, UnixStream) {
+    let child = Command::new("qemu-system-x86_64")
+        .args(argv)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut qemu = Running(child);
+    let stream = connect(&mut qemu, qmp);
+    let mut greeting = String::new();
+    BufReader::with_capacity(1, &stream).read_line(&mut greeting).unwrap();
+    assert!(greeting.contains("\"QMP\""), "{greeting}");
+    ask(&stream, "qmp_capabilities");
+    (qemu, stream)
+}
+
 /// Sends one command and returns the answer, passing over events.
 fn ask(stream: &UnixStream, command: &str) -> serde_json::Value {
     let mut write = stream;
@@ -154,19 +178,7 @@ fn starts_stopped(firmware: impl FnOnce(&Path) -> Firmware, cache: CacheMode) {
     machine.memory = ByteSize::from_mib(256);
     machine.cpus = 2;
     machine.disk.cache = cache;
-    let child = Command::new("qemu-system-x86_64")
-        .args(plan_argv(&machine))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut qemu = Running(child);
-    let stream = connect(&mut qemu, &machine.qmp_socket);
-    let mut greeting = String::new();
-    BufReader::with_capacity(1, &stream).read_line(&mut greeting).unwrap();
-    assert!(greeting.contains("\"QMP\""), "{greeting}");
-    ask(&stream, "qmp_capabilities");
+    let (mut qemu, stream) = start(plan_argv(&machine), &machine.qmp_socket);
     assert_eq!(ask(&stream, "query-status")["return"]["status"], "prelaunch");
     assert_eq!(ask(&stream, "query-uuid")["return"]["UUID"], machine.uuid.to_string());
     assert_eq!(ask(&stream, "query-name")["return"]["name"], machine.name);
@@ -192,14 +204,15 @@ fn real_qemu_takes_the_bios_line() {
 
 #[test]
 fn real_qemu_takes_the_direct_line() {
-    // Before `cont` a kernel is only loaded, so a well-formed header is all that is needed of one.
-    let boot_files = |dir: &Path| -> Firmware {
-        let (kernel, initrd): (PathBuf, PathBuf) = (dir.join("k,1.vmlinuz"), dir.join("k,1.initrd"));
-        fs::write(&kernel, kernel_header()).unwrap();
-        fs::write(&initrd, b"initrd").unwrap();
-        Firmware::Direct { kernel, initrd, cmdline: "root=LABEL=root console=ttyS0,115200 quiet".into() }
-    };
     starts_stopped(boot_files, CacheMode::Direct);
+}
+
+/// Before `cont` a kernel is only loaded, so a well-formed header is all that is needed of one.
+fn boot_files(dir: &Path) -> Firmware {
+    let (kernel, initrd): (PathBuf, PathBuf) = (dir.join("k,1.vmlinuz"), dir.join("k,1.initrd"));
+    fs::write(&kernel, kernel_header()).unwrap();
+    fs::write(&initrd, b"initrd").unwrap();
+    Firmware::Direct { kernel, initrd, cmdline: "root=LABEL=root console=ttyS0,115200 quiet".into() }
 }
 
 /// The fields of the Linux boot protocol (version 2.6) that QEMU reads, and nothing to run.

@@ -54,6 +54,17 @@ struct StatusReply {
     status: RunState,
 }
 
+/// A virtual processor and the thread of QEMU that executes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Vcpu {
+    /// Its number, from 0.
+    #[serde(rename = "cpu-index")]
+    pub index: u32,
+    /// The id of its thread.
+    #[serde(rename = "thread-id")]
+    pub thread: u32,
+}
+
 #[derive(Deserialize)]
 struct UuidReply {
     #[serde(rename = "UUID")]
@@ -124,6 +135,14 @@ impl Qmp {
     /// [`QmpError`].
     pub async fn query_version(&self) -> Result<QemuVersion, QmpError> {
         self.execute("query-version", Value::Null, COMMAND_DEADLINE).await
+    }
+
+    /// The virtual processors and their threads.
+    ///
+    /// # Errors
+    /// [`QmpError`].
+    pub async fn query_vcpus(&self) -> Result<Vec<Vcpu>, QmpError> {
+        self.execute("query-cpus-fast", Value::Null, COMMAND_DEADLINE).await
     }
 
     /// Lets the processors run.

@@ -22,6 +22,6 @@ pub(crate) mod tests;
 
 pub use client::{EVENT_CAPACITY, Qmp, QmpEvents};
 pub use codec::{FRAME_LIMIT, QemuVersion, VersionNumber};
-pub use command::{COMMAND_DEADLINE, RunState, VmStatus};
+pub use command::{COMMAND_DEADLINE, RunState, Vcpu, VmStatus};
 pub use error::{CloseReason, ConnectError, QmpError};
 pub use event::{BlockIoError, Event, QmpEvent};

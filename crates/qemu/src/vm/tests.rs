@@ -15,6 +15,8 @@ use super::*;
 use crate::{
     firmware::Firmware,
     machine::{Accel, CacheMode, Disk, MacAddress, NetworkDevice},
+    memory::MemoryPlan,
+    pinning::{CpuList, PinError, plan_pinning},
     qmp::Event,
 };
 
@@ -59,10 +61,13 @@ impl Host {
             accel: Accel::Tcg,
             cpus: 1,
             memory: ByteSize::from_mib(64),
+            backing: MemoryPlan::default(),
             firmware: Firmware::Bios,
             disk: Disk { overlay, cache: CacheMode::PageCache },
             seed,
             network: NetworkDevice { socket: paths.network_socket(), mac: MacAddress::of(uuid) },
+            passthrough: Vec::new(),
+            mmio: None,
             qmp_socket: paths.qmp_socket(),
             ready_socket: paths.ready_socket(),
         };
@@ -78,6 +83,9 @@ impl Host {
             groups: Vec::new(),
             nice: 0,
             no_files: 1024,
+            base_image: None,
+            iommu_groups: Vec::new(),
+            memlock: None,
         }
     }
 
@@ -135,6 +143,29 @@ async fn a_machine_is_launched_proven_driven_and_killed() {
     vm.exited().await.unwrap();
     assert!(matches!(host.adopt(PLENTY).await.unwrap(), Adoption::Gone));
     assert!(host.paths.remove().unwrap() && !host.paths.remove().unwrap());
+}
+
+#[tokio::test]
+async fn processors_are_pinned_and_nothing_else_is() {
+    let mut host = Host::new();
+    host.machine.cpus = 2;
+    let vm = host.start().await;
+    let pid = vm.identity().pid;
+    let allowed = |thread: u32| -> CpuList {
+        let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).unwrap();
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().parse().unwrap()
+    };
+    let before = allowed(pid);
+    let last: CpuList = before.iter().last().unwrap().to_string().parse().unwrap();
+    let vcpus = vm.vcpus().await.unwrap();
+    assert_eq!(vcpus.iter().map(|vcpu| vcpu.index).collect::<Vec<_>>(), [0, 1]);
+    vm.pin(&plan_pinning(1, &last).unwrap()).await.unwrap();
+    let threads: Vec<CpuList> = vcpus.iter().map(|vcpu| allowed(vcpu.thread)).collect();
+    assert_eq!(threads, [last.clone(), before.clone()], "only the first has a set");
+    assert_eq!(allowed(pid), before);
+    let error = vm.pin(&["1023".parse().unwrap()]).await.unwrap_err();
+    assert!(matches!(error, PinError::Affinity { cpu: 0, .. }), "{error:?}");
+    vm.kill(PLENTY).await.unwrap();
 }
 
 // orig-L1, orig-L12: a restart killed the VM, and a silent one read "running".

@@ -11,7 +11,9 @@ mod files;
 mod firewall;
 mod kernel;
 mod processes;
+mod snapshot;
 mod sockets;
+mod units;
 
 use std::{
     collections::BTreeMap,
@@ -23,6 +25,7 @@ use std::{
 };
 
 pub(crate) use firewall::tables;
+pub use snapshot::Snapshot;
 
 /// What to look at.
 #[derive(Debug, Clone)]
@@ -39,7 +42,7 @@ pub struct Scope {
     pub ports: Vec<RangeInclusive<u16>>,
     /// Prefix of the names of nft tables.
     pub tables: String,
-    /// Prefix of the names of cgroups.
+    /// Prefix of the names of cgroups and of the service manager's units.
     pub cgroups: String,
     /// The agent, to look at its descriptors, threads and children as well.
     pub agent: Option<u32>,
@@ -86,10 +89,28 @@ pub enum Kind {
     Pci,
     /// A cgroup.
     Cgroup,
+    /// A unit of the service manager.
+    Unit,
     /// A descriptor of the agent.
     Descriptor,
     /// A thread of the agent.
     Thread,
+}
+
+impl Kind {
+    const ALL: [Self; 11] = [
+        Self::Process,
+        Self::Listener,
+        Self::UnixSocket,
+        Self::File,
+        Self::Mount,
+        Self::Firewall,
+        Self::Pci,
+        Self::Cgroup,
+        Self::Unit,
+        Self::Descriptor,
+        Self::Thread,
+    ];
 }
 
 impl fmt::Display for Kind {
@@ -103,6 +124,7 @@ impl fmt::Display for Kind {
             Self::Firewall => "firewall",
             Self::Pci => "pci",
             Self::Cgroup => "cgroup",
+            Self::Unit => "unit",
             Self::Descriptor => "descriptor",
             Self::Thread => "thread",
         })
@@ -165,8 +187,29 @@ fn look(scope: &Scope) -> Result<Sightings, LookError> {
     firewall::look(scope, &mut seen)?;
     kernel::look_at_pci(scope, &mut seen)?;
     kernel::look_at_cgroups(scope, &mut seen)?;
+    units::look(scope, &mut seen)?;
     descriptors::look(scope, &mut seen)?;
     Ok(seen)
+}
+
+/// What is `now` and was not `before`, in a stable order; so many more threads of one name are tolerated.
+fn difference(before: &Sightings, now: &Sightings, idle_threads: usize) -> Vec<Leak> {
+    let mut leaks = Vec::new();
+    for ((kind, key), now) in now {
+        let before = before.get(&(*kind, key.clone())).map_or(0, |sighting| sighting.count);
+        let tolerated = if *kind == Kind::Thread { idle_threads } else { 0 };
+        let more = match now.count.saturating_sub(before) {
+            more if more <= tolerated => 0,
+            more => more,
+        };
+        if more > 1 || (more == 1 && before > 0) {
+            leaks.push(Leak { kind: *kind, what: format!("{more} more: {}", now.what) });
+        } else if more == 1 {
+            leaks.push(Leak { kind: *kind, what: now.what.clone() });
+        }
+    }
+    leaks.sort();
+    leaks
 }
 
 /// What was there before.
@@ -195,22 +238,7 @@ impl Baseline {
     /// # Errors
     /// When something cannot be looked at: that is no pass.
     pub fn compare(&self) -> Result<Vec<Leak>, LookError> {
-        let mut leaks = Vec::new();
-        for ((kind, key), now) in look(&self.scope)? {
-            let before = self.before.get(&(kind, key)).map_or(0, |sighting| sighting.count);
-            let tolerated = if kind == Kind::Thread { self.scope.idle_threads } else { 0 };
-            let more = match now.count.saturating_sub(before) {
-                more if more <= tolerated => 0,
-                more => more,
-            };
-            if more > 1 || (more == 1 && before > 0) {
-                leaks.push(Leak { kind, what: format!("{more} more: {}", now.what) });
-            } else if more == 1 {
-                leaks.push(Leak { kind, what: now.what });
-            }
-        }
-        leaks.sort();
-        Ok(leaks)
+        Ok(difference(&self.before, &look(&self.scope)?, self.scope.idle_threads))
     }
 
     /// Like [`Self::compare`], but gives things that end by themselves (idle threads, closing connections) until

@@ -1,4 +1,4 @@
-//! `/ping`, `/host`, `/gpus`, `/metrics`, `/openapi.json`.
+//! `/ping`, `/host`, `/metrics`, `/openapi.json`.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use qudata_api::{ErrorBody, ErrorCode, GpuView, HostView, Success};
+use qudata_api::{ErrorBody, ErrorCode, HostView, Success};
 
 use tokio::{task::spawn_blocking, time::timeout};
 
@@ -47,15 +47,6 @@ async fn observed<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) 
             "this host does not tell its capacity; the file system of the agent's data may hang",
         )),
     }
-}
-
-/// The GPUs of this host.
-#[utoipa::path(get, path = "/gpus", responses(
-    (status = 200, body = Success<Vec<GpuView>>),
-    (status = "4XX", body = ErrorBody),
-))]
-pub(super) async fn gpus(State(shared): State<Shared>) -> Reply<Vec<GpuView>> {
-    Reply::of(shared.instances.gpus())
 }
 
 /// Figures for Prometheus.

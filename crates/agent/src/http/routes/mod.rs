@@ -2,6 +2,7 @@
 //! for callers that were admitted.
 
 mod events;
+mod gpus;
 mod host;
 mod instances;
 mod keys;
@@ -78,7 +79,11 @@ fn declared() -> OpenApiRouter<Shared> {
         .routes(routes!(events::events))
         .routes(routes!(keys::add, keys::remove))
         .routes(routes!(keys::add_to, keys::remove_from))
-        .routes(routes!(host::gpus))
+        .routes(routes!(gpus::list))
+        .routes(routes!(gpus::topology))
+        .routes(routes!(gpus::show))
+        .routes(routes!(gpus::quarantine))
+        .routes(routes!(gpus::release))
         .routes(routes!(host::host))
         .routes(routes!(host::metrics))
         .routes(routes!(host::openapi))

@@ -289,6 +289,8 @@ fn codes_have_their_status() {
         (ErrorCode::AmbiguousInstance, 409),
         (ErrorCode::WrongState, 409),
         (ErrorCode::GpuTaken, 409),
+        (ErrorCode::GpuUnfit, 409),
+        (ErrorCode::NoSuchGpu, 404),
         (ErrorCode::PortTaken, 409),
         (ErrorCode::BodyTooLarge, 413),
         (ErrorCode::HeaderTooLarge, 431),

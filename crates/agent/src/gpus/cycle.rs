@@ -1,0 +1,400 @@
+//! The way of a GPU to an instance and back: bind, hold, cleanse. Part of `gpus`; each step is written down before it is
+//! done, so that an agent killed anywhere leaves a record from which its successor goes on.
+//!
+//! There is one way back, whoever asks for it (DELETE, the end of a VM, recovery, an operator): wait until nobody holds
+//! the GPU, make sure that all of it is on `vfio-pci`, reset it, compare it with what it was, give it back. Whatever
+//! does not succeed ends in quarantine.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures_util::future::{join_all, try_join_all};
+use qudata_host::{durable, pci::PciAddress};
+use qudata_qemu::disk::Owner;
+use qudata_vfio::{
+    door::DoorError,
+    health::Baseline,
+    holders::Holder,
+    plan::{plan_bind, plan_give_back},
+    rebind::{self, RebindError},
+    sanitize,
+    topology::{Bar, Gpu, Topology},
+};
+use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
+
+use super::{
+    AdvanceError, Gpus,
+    card::policy,
+    record::{GpuRecord, Life},
+};
+use crate::refusal::chain;
+
+/// How long a holder may take to let go after its process has ended: the kernel unpins its memory first.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a teardown waits for GPUs that are being cleansed; a bus reset takes about a second.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(15);
+const DRAIN_PAUSE: Duration = Duration::from_millis(50);
+
+/// A GPU on `vfio-pci`, for one VM. Not `Clone`: who has it may start a VM on it.
+#[derive(Debug)]
+pub struct BoundGpu {
+    /// The GPU.
+    pub address: PciAddress,
+    /// All functions of its slot, in order.
+    pub functions: Vec<BoundFunction>,
+    /// Its IOMMU group: QEMU opens `/dev/vfio/<group>`.
+    pub group: u32,
+    /// Its NUMA node.
+    pub numa_node: Option<u32>,
+}
+
+/// One function of a bound GPU.
+#[derive(Debug)]
+pub struct BoundFunction {
+    /// Where it is.
+    pub address: PciAddress,
+    /// Its memory regions.
+    pub bars: Vec<Bar>,
+}
+
+/// Who wants GPUs bound.
+struct Order {
+    instance: Uuid,
+    owner: Owner,
+    wanted: Weak<()>,
+}
+
+/// Held by whoever waits for GPUs: when it is dropped, they are not wanted any more.
+struct Wanted(Weak<()>, #[allow(dead_code, reason = "what the other counts")] Arc<()>);
+
+impl Default for Wanted {
+    fn default() -> Self {
+        let alive = Arc::new(());
+        Self(Arc::downgrade(&alive), alive)
+    }
+}
+
+/// A GPU could not be handed over.
+#[derive(Debug, thiserror::Error)]
+pub enum GpuError {
+    /// It is not in a state from which it may be lent.
+    #[error("GPU {address} cannot be lent: {reason}")]
+    NotLendable {
+        /// The GPU.
+        address: PciAddress,
+        /// Why, with the remedy.
+        reason: String,
+    },
+    /// Its drivers could not be changed.
+    #[error("GPU {address} could not be bound to vfio-pci")]
+    Rebind {
+        /// The GPU.
+        address: PciAddress,
+        /// Why.
+        #[source]
+        source: Box<RebindError>,
+    },
+    /// QEMU's user could not be given the device file.
+    #[error("the device file of GPU {address} could not be handed to its VM")]
+    Node {
+        /// The GPU.
+        address: PciAddress,
+        /// Why.
+        #[source]
+        source: durable::DurableError,
+    },
+    /// The binding task ended early: a defect.
+    #[error("binding the GPUs was interrupted: {reason}")]
+    Interrupted {
+        /// How.
+        reason: String,
+    },
+    /// The step could not be written down.
+    #[error("GPU {address} was not touched")]
+    Advance {
+        /// The GPU.
+        address: PciAddress,
+        /// Why.
+        #[source]
+        source: AdvanceError,
+    },
+}
+
+impl Gpus {
+    /// Brings GPUs to `vfio-pci` for an instance, all at the same time. What is there already is left as it is.
+    ///
+    /// # Errors
+    /// The first failure; [`Gpus::release`] undoes what was reached.
+    pub async fn bind(
+        &self,
+        instance: Uuid,
+        addresses: &[PciAddress],
+        owner: Owner,
+    ) -> Result<Vec<BoundGpu>, GpuError> {
+        if addresses.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.look().await;
+        // Not cancelled with the bring-up: a DELETE must find a GPU whose turn is over, not one that a child still
+        // writes to. What has not begun by then does not begin any more.
+        let (gpus, addresses) = (self.clone(), addresses.to_vec());
+        let wanted = Wanted::default();
+        let order = Order { instance, owner, wanted: wanted.0.clone() };
+        let binding = tokio::spawn(async move {
+            let topology = gpus.topology();
+            let each = addresses.iter().map(|address| gpus.bind_one(&order, *address, &topology));
+            // All of them to their end, for the same reason.
+            join_all(each).await.into_iter().collect()
+        });
+        binding.await.unwrap_or_else(|error| Err(GpuError::Interrupted { reason: error.to_string() }))
+    }
+
+    async fn bind_one(
+        &self,
+        order: &Order,
+        address: PciAddress,
+        topology: &Arc<Topology>,
+    ) -> Result<BoundGpu, GpuError> {
+        let Order { instance, owner, wanted } = order;
+        let instance = *instance;
+        let not_lendable = |reason: String| GpuError::NotLendable { address, reason };
+        let turn = self.turn(address).ok_or_else(|| not_lendable("there is no such GPU".to_owned()))?;
+        let _turn = turn.lock().await;
+        if wanted.strong_count() == 0 {
+            return Err(not_lendable("its instance does not want it any more".to_owned()));
+        }
+        let (gpu, record) =
+            self.card(address).ok_or_else(|| not_lendable("there is no such GPU".to_owned()))?;
+        match record.life {
+            Life::Free => {}
+            Life::Bound | Life::InUse if record.instance == Some(instance) => {}
+            _ => return Err(not_lendable(self.reason(address))),
+        }
+        let holders = self.holders(&gpu, topology).await;
+        let plan = plan_bind(topology, &gpu, &policy(&self.inner.setup, address, &holders))
+            .map_err(|refusal| not_lendable(format!("{refusal}; {}", refusal.remedy())))?;
+        let first_time = record.life == Life::Free;
+        let services = plan.quieting.as_ref().map(|quieting| quieting.services.clone()).unwrap_or_default();
+        // One after the other: a service that comes back for one GPU must not open another that is just being taken.
+        let _quiet = if services.is_empty() { None } else { Some(self.inner.quiet.lock().await) };
+        self.advance(address, Life::Bound, |record| {
+            record.instance = Some(instance);
+            record.stopped_services = services;
+            if first_time {
+                record.why = None;
+                record.originals = plan.originals();
+                record.baseline = Some(Baseline::of(topology, &gpu));
+            }
+        })
+        .await
+        .map_err(|source| GpuError::Advance { address, source })?;
+        if let Err(source) = rebind::bind(&self.inner.setup.door, &plan).await {
+            if let Some(DoorError::Hung { .. }) = source.door() {
+                self.condemn(address, chain(&source), true).await;
+            }
+            return Err(GpuError::Rebind { address, source: Box::new(source) });
+        }
+        let bound = bound(&gpu, topology).ok_or_else(|| not_lendable("it has no IOMMU group".to_owned()))?;
+        let node = self.node(bound.group);
+        durable::give_to(&node, owner.uid, owner.gid).map_err(|source| GpuError::Node { address, source })?;
+        Ok(bound)
+    }
+
+    /// Writes down that a VM has these GPUs, before it starts.
+    ///
+    /// # Errors
+    /// When it cannot be written down; then no VM may start.
+    pub async fn hold(&self, bound: &[BoundGpu]) -> Result<(), GpuError> {
+        let hold = |gpu: &BoundGpu| {
+            let address = gpu.address;
+            async move {
+                // By now its services run again.
+                self.advance(address, Life::InUse, |record| record.stopped_services.clear())
+                    .await
+                    .map_err(|source| GpuError::Advance { address, source })
+            }
+        };
+        try_join_all(bound.iter().map(hold)).await.map(drop)
+    }
+
+    /// Takes GPUs back from an instance whose VM has ended, all at the same time, and makes them fit for the next. One
+    /// that does not pass is quarantined; the instance has nothing to do with it any more.
+    ///
+    /// Waits for the end of it as long as a healthy GPU needs, so that whoever deletes and creates at once finds it
+    /// free; what takes longer goes on by itself, and the GPU is not lent meanwhile.
+    pub async fn release(&self, instance: Uuid, addresses: &[PciAddress]) {
+        for turn in addresses.iter().filter_map(|address| self.turn(*address)) {
+            // A bring-up that was given up may be in the middle of binding it; after this it has bound it or never will.
+            drop(turn.lock().await);
+        }
+        let ours = |address: &PciAddress| {
+            let life = self.record(*address).map(|record| record.life);
+            self.serves(*address, instance) && !matches!(life, None | Some(Life::Free | Life::Quarantined))
+        };
+        let ours: Vec<PciAddress> = addresses.iter().copied().filter(ours).collect();
+        if ours.is_empty() {
+            return;
+        }
+        let gpus = self.clone();
+        let cleansing = tokio::spawn(async move {
+            join_all(ours.iter().map(|address| gpus.cleanse(*address))).await;
+            gpus.look().await;
+        });
+        if timeout(RELEASE_PATIENCE, cleansing).await.is_err() {
+            tracing::warn!(%instance, "cleansing its GPUs takes long; it goes on");
+        }
+    }
+
+    /// A VM of this instance could not be ended: its GPUs may still be in use.
+    pub async fn strand(&self, instance: Uuid, addresses: &[PciAddress]) {
+        for address in addresses.iter().filter(|address| self.serves(**address, instance)) {
+            self.condemn(*address, "the VM that has it could not be ended".to_owned(), false).await;
+        }
+    }
+
+    /// The one way back. Ends free or quarantined.
+    pub(super) async fn cleanse(&self, address: PciAddress) {
+        let Some(turn) = self.turn(address) else { return };
+        let _turn = turn.lock().await;
+        let Some((gpu, record)) = self.card(address) else { return };
+        if record.life == Life::Free {
+            // Somebody else has done it while the turn was waited for.
+            return;
+        }
+        let suspicion = record.why.clone().filter(|_| record.life != Life::Quarantined);
+        match self.try_cleanse(&gpu, record).await {
+            Ok(()) => {}
+            Err(Trouble { why, wedged }) => return self.condemn(address, why, wedged).await,
+        }
+        if let Some(why) = suspicion {
+            return self.condemn(address, why, false).await;
+        }
+        if let Err(error) = self.advance(address, Life::Free, free).await {
+            self.condemn(address, chain(&error), false).await;
+        }
+    }
+
+    async fn try_cleanse(&self, gpu: &Gpu, record: GpuRecord) -> Result<(), Trouble> {
+        let address = gpu.address;
+        let GpuRecord { originals, baseline, .. } = record;
+        self.advance(address, Life::Draining, |record| record.wedged = false).await?;
+        self.look().await;
+        let topology = self.topology();
+        self.drained(gpu, &topology).await?;
+        // Half-bound, or back with its host driver after a reboot: a reset must reach the whole slot, and no host driver
+        // may touch the GPU before it.
+        let setup = &self.inner.setup;
+        let holders = self.holders(gpu, &topology).await;
+        let plan = plan_bind(&topology, gpu, &policy(setup, address, &holders))
+            .map_err(|refusal| Trouble::because(format!("{refusal}; {}", refusal.remedy())))?;
+        // Never lent before: what it was is what is there now.
+        let originals = if originals.is_empty() { plan.originals() } else { originals };
+        let baseline = baseline.unwrap_or_else(|| Baseline::of(&topology, gpu));
+        rebind::bind(&setup.door, &plan).await?;
+        let kept = (originals.clone(), baseline.clone());
+        self.advance(address, Life::Sanitizing, |record| {
+            record.originals = kept.0;
+            record.baseline = Some(kept.1);
+        })
+        .await?;
+        self.look().await;
+        let topology = self.topology();
+        let sanitized = sanitize::sanitize(&setup.door, gpu, &topology, &baseline).await?;
+        tracing::info!(gpu = %address, ?sanitized, "reset and checked");
+        if let Some(group) = topology.devices.get(&address).and_then(|device| device.group) {
+            // The next user is root until it is lent again; absence is success.
+            let _ = durable::give_to(&self.node(group), 0, 0);
+        }
+        let plan = plan_give_back(&topology, gpu, &originals, setup.after);
+        rebind::give_back(&setup.door, &plan).await?;
+        Ok(())
+    }
+
+    /// Waits until no process has the GPU open. Writing to `unbind` before that would hang.
+    async fn drained(&self, gpu: &Gpu, topology: &Arc<Topology>) -> Result<(), Trouble> {
+        let end = Instant::now() + DRAIN_DEADLINE;
+        loop {
+            let holders = self.holders(gpu, topology).await;
+            let Some(holder) = holders.into_iter().find(Holder::through_vfio) else {
+                return Ok(());
+            };
+            if Instant::now() >= end {
+                return Err(Trouble::because(format!("{holder} still holds it")));
+            }
+            sleep(DRAIN_PAUSE).await;
+        }
+    }
+
+    fn node(&self, group: u32) -> PathBuf {
+        self.inner.setup.root.join(Path::new("dev/vfio")).join(group.to_string())
+    }
+
+    pub(super) fn turn(&self, address: PciAddress) -> Option<Arc<tokio::sync::Mutex<()>>> {
+        self.cards().get(&address).map(|card| card.turn.clone())
+    }
+
+    fn card(&self, address: PciAddress) -> Option<(Gpu, GpuRecord)> {
+        self.cards().get(&address).map(|card| (card.gpu.clone(), card.record.clone()))
+    }
+
+    fn reason(&self, address: PciAddress) -> String {
+        let obstacle = self.cards().get(&address).and_then(super::card::Card::obstacle);
+        obstacle.map_or_else(|| "it is not free".to_owned(), |obstacle| obstacle.to_string())
+    }
+}
+
+/// Nothing of its past matters any more.
+fn free(record: &mut GpuRecord) {
+    (record.why, record.instance, record.wedged) = (None, None, false);
+    record.stopped_services.clear();
+    (record.originals, record.baseline, record.cleansed) = (BTreeMap::new(), None, true);
+}
+
+fn bound(gpu: &Gpu, topology: &Topology) -> Option<BoundGpu> {
+    let device = topology.devices.get(&gpu.address)?;
+    let function = |address: &PciAddress| BoundFunction {
+        address: *address,
+        bars: topology.devices.get(address).map(|device| device.bars.clone()).unwrap_or_default(),
+    };
+    Some(BoundGpu {
+        address: gpu.address,
+        functions: gpu.functions.iter().map(function).collect(),
+        group: device.group?,
+        numa_node: device.numa_node,
+    })
+}
+
+/// Why a GPU is quarantined.
+struct Trouble {
+    why: String,
+    wedged: bool,
+}
+
+impl Trouble {
+    fn because(why: String) -> Self {
+        Self { why, wedged: false }
+    }
+}
+
+impl From<AdvanceError> for Trouble {
+    fn from(error: AdvanceError) -> Self {
+        Self::because(chain(&error))
+    }
+}
+
+impl From<RebindError> for Trouble {
+    fn from(error: RebindError) -> Self {
+        Self { why: chain(&error), wedged: matches!(error.door(), Some(DoorError::Hung { .. })) }
+    }
+}
+
+impl From<sanitize::SanitizeError> for Trouble {
+    fn from(error: sanitize::SanitizeError) -> Self {
+        Self { why: chain(&error), wedged: matches!(error.door(), Some(DoorError::Hung { .. })) }
+    }
+}

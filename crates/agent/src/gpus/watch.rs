@@ -1,0 +1,180 @@
+//! What happens to GPUs without an instance's doing: what an earlier agent left, a device that falls off the bus while a
+//! tenant has it, an operator's word. Part of `gpus`.
+
+use std::{collections::BTreeSet, io::Read, time::Duration};
+
+use qudata_host::pci::PciAddress;
+use qudata_vfio::nvidia::{self, Quieting, Tools};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::{
+    AdvanceError, Gpus,
+    record::{GpuRecord, Life},
+};
+use crate::refusal::chain;
+
+/// How often GPUs in use are looked at, and how often all are.
+const WATCH_PERIOD: Duration = Duration::from_secs(10);
+const READ_DEADLINE: Duration = Duration::from_secs(3);
+const OFF_THE_BUS: &str = "it fell off the bus while an instance had it (its config space reads as ones)";
+
+/// An operator's wish was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// There is no such GPU.
+    #[error("there is no GPU {0} on this host")]
+    Unknown(PciAddress),
+    /// The state does not allow it.
+    #[error("GPU {address} is {life:?}: {remedy}")]
+    WrongState {
+        /// The GPU.
+        address: PciAddress,
+        /// Where it is in its life.
+        life: Life,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// It could not be written down.
+    #[error("the store refused")]
+    Advance(#[source] AdvanceError),
+}
+
+impl Gpus {
+    /// Goes on where an earlier agent stopped, for the GPUs that no instance holds: those are nobody's business but
+    /// ours. `held` are the others. Does not wait: what is being cleansed is not lent meanwhile.
+    pub fn recover(&self, held: &BTreeSet<PciAddress>) {
+        self.resume_services();
+        for record in self.records() {
+            if held.contains(&record.address) || !self.needs_cleansing(&record) {
+                continue;
+            }
+            tracing::info!(gpu = %record.address, life = ?record.life, "cleansing what an earlier agent left");
+            self.cleanse_apart(record.address);
+        }
+    }
+
+    /// Starts services of the host again that an earlier agent stopped for a bind and did not live to start.
+    fn resume_services(&self) {
+        for GpuRecord { address, stopped_services, .. } in self.records() {
+            if stopped_services.is_empty() {
+                continue;
+            }
+            let quieting = Quieting { gpu: address, services: stopped_services };
+            tokio::spawn(async move {
+                if let Err(error) = nvidia::resume(&Tools::default(), &quieting).await {
+                    tracing::error!(gpu = %address, error = %chain(&error), "a service of the host stays stopped");
+                }
+            });
+        }
+    }
+
+    fn needs_cleansing(&self, record: &GpuRecord) -> bool {
+        match record.life {
+            // A reboot ends whatever hung or was held; what then passes is clean.
+            Life::Quarantined => record.boot_id != self.inner.setup.boot_id,
+            // On `vfio-pci` without a word of ours: who had it is not known.
+            Life::Free => record.instance.is_none() && self.is_stray(record.address),
+            Life::Bound | Life::InUse | Life::Draining | Life::Sanitizing => true,
+        }
+    }
+
+    /// A free GPU on `vfio-pci` of which it is not written down that it was cleansed and left there.
+    fn is_stray(&self, address: PciAddress) -> bool {
+        let never_seen = self.record(address).is_some_and(|record| !record.cleansed);
+        let driver = self.topology().devices.get(&address).and_then(|device| device.driver.clone());
+        never_seen && driver.as_deref() == Some("vfio-pci")
+    }
+
+    /// Looks after GPUs for ever: those in use must be on the bus; of the others it is worked out again whether they can
+    /// be lent.
+    pub async fn watch(&self) {
+        let mut clock = interval(WATCH_PERIOD);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            clock.tick().await;
+            for record in self.records() {
+                if record.life == Life::InUse
+                    && record.why.is_none()
+                    && self.is_off_the_bus(record.address).await
+                {
+                    tracing::error!(gpu = %record.address, OFF_THE_BUS);
+                    let suspect = self
+                        .advance(record.address, Life::InUse, |record| {
+                            record.why = Some(OFF_THE_BUS.to_owned())
+                        })
+                        .await;
+                    if let Err(error) = suspect {
+                        tracing::error!(error = %chain(&error), "a suspicion was not written down");
+                    }
+                }
+            }
+            self.look().await;
+        }
+    }
+
+    pub(super) async fn is_off_the_bus(&self, address: PciAddress) -> bool {
+        // The one file that tells the truth and never hangs.
+        let path = self.inner.setup.root.join(format!("sys/bus/pci/devices/{address}/config"));
+        let read = tokio::task::spawn_blocking(move || {
+            let mut ids = [0; 4];
+            std::fs::File::open(path)?.read_exact(&mut ids).map(|()| ids)
+        });
+        match timeout(READ_DEADLINE, read).await {
+            Ok(Ok(Ok(ids))) => ids == [0xff; 4],
+            Ok(Ok(Err(error))) => error.kind() == std::io::ErrorKind::NotFound,
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+
+    /// Takes a GPU out of business by an operator's word; one that a tenant has, when the tenant has gone.
+    ///
+    /// # Errors
+    /// [`OperatorError`].
+    pub async fn quarantine(&self, address: PciAddress, reason: &str) -> Result<(), OperatorError> {
+        let record = self.record(address).ok_or(OperatorError::Unknown(address))?;
+        let why = format!("an operator said: {reason}");
+        let life = match record.life {
+            Life::Free | Life::Quarantined => Life::Quarantined,
+            Life::Bound | Life::InUse => record.life,
+            life @ (Life::Draining | Life::Sanitizing) => {
+                let remedy = "wait until it is free, then quarantine it";
+                return Err(OperatorError::WrongState { address, life, remedy });
+            }
+        };
+        self.advance(address, life, |record| record.why = Some(why)).await.map_err(OperatorError::Advance)?;
+        Ok(())
+    }
+
+    /// Begins to reset and check a quarantined GPU; it is free when it passes, and quarantined again otherwise.
+    ///
+    /// # Errors
+    /// [`OperatorError`]; then it is as it was.
+    pub async fn acquit(&self, address: PciAddress) -> Result<(), OperatorError> {
+        let record = self.record(address).ok_or(OperatorError::Unknown(address))?;
+        let wrong = |remedy| OperatorError::WrongState { address, life: record.life, remedy };
+        if record.life != Life::Quarantined {
+            return Err(wrong("only a quarantined GPU can be released"));
+        }
+        if record.wedged && record.boot_id == self.inner.setup.boot_id {
+            return Err(wrong("an operation on it hangs in the kernel; reboot the host, it is checked then"));
+        }
+        self.advance(address, Life::Draining, |record| (record.why, record.wedged) = (None, false))
+            .await
+            .map_err(OperatorError::Advance)?;
+        self.cleanse_apart(address);
+        Ok(())
+    }
+
+    /// Cleanses without being waited for: whoever asked may hang up.
+    fn cleanse_apart(&self, address: PciAddress) {
+        let gpus = self.clone();
+        tokio::spawn(async move {
+            gpus.cleanse(address).await;
+            gpus.look().await;
+        });
+    }
+
+    fn records(&self) -> Vec<GpuRecord> {
+        self.cards().values().map(|card| card.record.clone()).collect()
+    }
+}
