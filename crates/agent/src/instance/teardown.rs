@@ -59,16 +59,30 @@ pub async fn end_runtime(site: &Site, record: &InstanceRecord) -> Residues {
 
 /// Ends everything of an instance, the disk included. Its record is for the caller to remove, last of all.
 pub async fn remove_all(site: &Site, record: &InstanceRecord) -> Residues {
-    let mut residues = end_runtime(site, record).await;
+    let residues = end_runtime(site, record).await;
     if !residues.is_empty() {
         // A process that could not be ended may still write to the disk.
         return residues;
     }
     let instance = site.instance(record);
+    // A large disk takes the file system a while.
+    let removed = tokio::task::spawn_blocking(move || remove_files(&instance));
+    removed.await.unwrap_or_else(|error| vec![format!("removing the files was interrupted: {error}")])
+}
+
+fn remove_files(instance: &InstancePaths) -> Residues {
+    let mut residues = Residues::new();
     let gone = taken_away(&instance.data);
     take_away(&instance.data, &gone, &mut residues);
     for dir in [&gone, &instance.data, &instance.logs] {
         remove(dir, &mut residues);
+    }
+    // On disk before the record goes: after a power cut in between, nothing would know whose these files are.
+    let parents = [&instance.data, &instance.logs].into_iter().filter_map(|dir| dir.parent());
+    for parent in parents.filter(|parent| parent.exists()) {
+        if let Err(error) = durable::sync_dir(parent) {
+            residues.push(chain(&error));
+        }
     }
     residues
 }
