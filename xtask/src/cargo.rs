@@ -34,10 +34,17 @@ pub(crate) fn build_agent(release: bool) -> Result<PathBuf> {
         build.arg("--release");
     }
     tool::run_visibly(&mut build).context("the agent does not build")?;
+    agent(release)
+}
+
+/// Where cargo puts the agent's binary.
+pub(crate) fn agent(release: bool) -> Result<PathBuf> {
+    Ok(target_directory()?.join(if release { "release" } else { "debug" }).join("qudata-agent"))
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_directory() -> Result<PathBuf> {
     let metadata = metadata()?;
-    let target = metadata
-        .get("target_directory")
-        .and_then(Value::as_str)
-        .context("cargo metadata names no target directory")?;
-    Ok(Path::new(target).join(if release { "release" } else { "debug" }).join("qudata-agent"))
+    let target = metadata.get("target_directory").and_then(Value::as_str);
+    target.map(PathBuf::from).context("cargo metadata names no target directory")
 }

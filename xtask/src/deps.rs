@@ -23,6 +23,10 @@ pub(crate) const IMAGE: &[&str] = &[
     "qemu-utils",
 ];
 
+/// What the lab runs outside its server.
+pub(crate) const LAB: &[&str] =
+    &["qemu-system-x86", "qemu-utils", "e2fsprogs", "openssh-client", "util-linux"];
+
 /// What only the tests run.
 pub(crate) const TESTS: &[&str] = &["xorriso"];
 

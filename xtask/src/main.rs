@@ -1,9 +1,10 @@
-//! The project's own commands: `cargo xtask image|check|test|demo|bench`. Nothing here is shipped.
+//! The project's own commands: `cargo xtask image|check|test|demo|lab|bench`. Nothing here is shipped.
 mod cargo;
 mod check;
 mod demo;
 mod deps;
 mod image;
+mod lab;
 mod test;
 mod tool;
 
@@ -37,6 +38,8 @@ enum Task {
     Check,
     /// Build the development guest image, or find it in the cache; its path is the last line on stdout.
     Image,
+    /// Run the scenarios that need a GPU server, in a virtual one; the sum is the last line.
+    Lab(lab::Lab),
     /// Measure, beside the reference; arguments go to the benchmarks.
     Bench {
         /// What the benchmarks understand.
@@ -66,9 +69,10 @@ fn run(task: Task) -> Result<ExitCode> {
             println!("{}", image::ensure()?.guest.display());
             Ok(ExitCode::SUCCESS)
         }
+        Task::Lab(wish) => lab::run(&wish).map(code),
         Task::Bench { arguments } => {
             deps::ensure(&[deps::PRODUCT])?;
-            let mut bench = test::product(true)?;
+            let mut bench = test::product(&cargo::build_agent(true)?)?;
             bench.args(["run", "--release", "--package", "qudata-bench", "--"]).args(arguments);
             Ok(code(bench.status()?.success()))
         }

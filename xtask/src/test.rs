@@ -1,18 +1,18 @@
 //! `cargo xtask test`: every test this machine can run, and one line with the sum last. Called by main and by CI.
 //!
-//! Two runs of cargo: the workspace's own tests, then the product tests in tests/, which need the built agent, the guest
-//! image and root. `--quick` leaves out the tests whose name contains `slow_`.
+//! One run of cargo over the workspace, so that nothing is built twice with other features. The product tests in tests/
+//! need the guest image, root, and the agent's binary, which cargo builds for the tests of its own package. `--quick`
+//! leaves out the tests whose name contains `slow_`.
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
 use crate::cargo::{self, cargo};
 use crate::tool::{self, say};
-use crate::{deps, image};
+use crate::{deps, image, lab};
 
-/// The package with the product tests.
-const PRODUCT: &str = "qudata-tests";
 /// Part of the name of each test that takes longer than half a minute.
 const SLOW: &str = "slow_";
 
@@ -26,8 +26,14 @@ struct Sum {
 impl Sum {
     /// Adds what one line of cargo's output says, if it is a result.
     fn add(&mut self, line: &str) {
-        let Some(result) = line.strip_prefix("test result: ") else { return };
-        for part in result.split([';', '.']) {
+        if let Some(result) = line.strip_prefix("test result: ") {
+            self.add_counts(result);
+        }
+    }
+
+    /// Adds counts such as `12 passed; 0 failed` or `12 passed, 0 failed`.
+    fn add_counts(&mut self, result: &str) {
+        for part in result.split([';', '.', ',']) {
             let mut words = part.split_whitespace();
             let (Some(number), Some(what)) =
                 (words.next().and_then(|word| word.parse::<u64>().ok()), words.next())
@@ -48,11 +54,12 @@ impl Sum {
 pub(crate) fn run(quick: bool) -> Result<bool> {
     deps::ensure(&[deps::PRODUCT, deps::TESTS])?;
     let mut sum = Sum::default();
-    let mut complete = true;
-    say("unit, property and golden tests");
-    complete &= cargo_test(&mut cargo(), &["--workspace", "--exclude", PRODUCT], quick, &mut sum)?;
-    say("product tests");
-    complete &= cargo_test(&mut product(false)?, &["--package", PRODUCT], quick, &mut sum)?;
+    let mut cargo = product(&cargo::agent(false)?)?;
+    say("unit, property, golden and product tests");
+    let mut complete = cargo_test(&mut cargo, &["--workspace"], quick, &mut sum)?;
+    if !quick {
+        complete &= lab_scenarios(&mut sum)?;
+    }
     let passed = complete && sum.failed == 0;
     if !passed && sum.failed == 0 {
         // Something did not build or died without a result: that is a failure too.
@@ -63,9 +70,9 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     Ok(passed)
 }
 
-/// cargo with what the product tests and the benchmarks need: a built agent and images.
-pub(crate) fn product(release: bool) -> Result<Command> {
-    let agent = cargo::build_agent(release)?;
+/// cargo with what the product tests and the benchmarks need: the agent's binary and images.
+pub(crate) fn product(agent: &Path) -> Result<Command> {
+    let agent = agent.to_owned();
     let images = image::ensure()?;
     let variables = [
         ("QUDATA_TEST_AGENT", &agent),
@@ -90,22 +97,45 @@ fn runner_variable() -> Result<String> {
     Ok(format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace('-', "_")))
 }
 
+/// The lab where it can run, and a line where it cannot.
+fn lab_scenarios(sum: &mut Sum) -> Result<bool> {
+    if let Some(reason) = lab::obstacle() {
+        say(format!("SKIPPED: the lab, because {reason}"));
+        sum.skipped += 1;
+        return Ok(true);
+    }
+    say("scenarios in the lab");
+    let mut last = String::new();
+    let passed = stream(&mut lab::command(&lab::Lab::default())?, |line| last = line.to_owned())?;
+    sum.add_counts(&last);
+    Ok(passed)
+}
+
 /// One run of cargo test, shown as it goes and added up; false when it did not end well.
 fn cargo_test(command: &mut Command, which: &[&str], quick: bool, sum: &mut Sum) -> Result<bool> {
     command.args(["test", "--no-fail-fast"]).args(which);
     if quick {
         command.args(["--", "--skip", SLOW]);
     }
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
-    let output = child.stdout.take().context("cargo test has no output")?;
+    stream(command, |line| sum.add(line))
+}
+
+/// Runs to the end with each line of stdout shown as it comes; false when it did not end well.
+fn stream(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {name}"))?;
+    let output = child.stdout.take().with_context(|| format!("{name} has no output"))?;
     for line in BufReader::new(output).split(b'\n') {
-        let line = line.context("cannot read the output of cargo test")?;
+        let line = line.with_context(|| format!("cannot read the output of {name}"))?;
         let line = String::from_utf8_lossy(&line);
-        sum.add(&line);
+        each(&line);
         writeln!(std::io::stdout(), "{line}").context("cannot write to stdout")?;
     }
-    Ok(child.wait().context("cannot wait for cargo test")?.success())
+    Ok(child.wait().with_context(|| format!("cannot wait for {name}"))?.success())
 }
 
 #[cfg(test)]
@@ -125,6 +155,8 @@ mod tests {
             sum.add(line);
         }
         assert_eq!(sum, Sum { passed: 14, failed: 3, skipped: 5 });
+        sum.add_counts("5 passed, 1 failed");
+        assert_eq!(sum, Sum { passed: 19, failed: 4, skipped: 5 });
     }
 
     #[test]

@@ -27,10 +27,12 @@ const ROOMS: &[(&str, &[&str])] = &[
         "qudata-agent-core",
         &["qudata-api", "qudata-host", "qudata-vfio", "qudata-qemu", "qudata-guest", "qudata-tunnel"],
     ),
-    ("qudata-agent", &["qudata-api", "qudata-host", "qudata-agent-core", "qudata-setup"]),
+    // `host` and `vfio` for the two programs it becomes: `launch-shim` and `pci-child`.
+    ("qudata-agent", &["qudata-api", "qudata-host", "qudata-vfio", "qudata-agent-core", "qudata-setup"]),
     ("qudata-testkit", &["qudata-api", "qudata-host"]),
     ("qudata-tests", EVERYTHING),
     ("qudata-bench", EVERYTHING),
+    ("qudata-lab", &["qudata-testkit"]),
     ("xtask", &["qudata-testkit"]),
 ];
 

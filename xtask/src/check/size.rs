@@ -13,7 +13,7 @@ const SOFT: usize = 400;
 const MEDIAN: usize = 200;
 
 /// Where source lies that the rule is about; tests/ is tests altogether.
-const FOLDERS: &[&str] = &["crates", "bench", "xtask"];
+const FOLDERS: &[&str] = &["crates", "bench", "lab", "xtask"];
 
 pub(super) fn check() -> Result<()> {
     let root = cargo::root();

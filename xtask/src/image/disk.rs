@@ -110,6 +110,12 @@ fn root(build: &Path, root_mib: u64) -> Result<()> {
 
 /// The kernel, its initramfs and its command line beside the image, for the firmware setting `direct`.
 fn boot_files(build: &Path, stem: &str) -> Result<()> {
+    copy_kernel(build, stem)?;
+    fs::write(build.join(format!("{stem}.cmdline")), recipe::CMDLINE).context("cannot write the command line")
+}
+
+/// Copies the one kernel of `<build>/root` and its initramfs beside the image.
+pub(super) fn copy_kernel(build: &Path, stem: &str) -> Result<()> {
     for (prefix, name) in [("vmlinuz-", "vmlinuz"), ("initrd.img-", "initrd")] {
         let dir = build.join("root/boot");
         let mut found = fs::read_dir(&dir)
@@ -123,5 +129,5 @@ fn boot_files(build: &Path, stem: &str) -> Result<()> {
         let to = build.join(format!("{stem}.{name}"));
         fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
     }
-    fs::write(build.join(format!("{stem}.cmdline")), recipe::CMDLINE).context("cannot write the command line")
+    Ok(())
 }

@@ -1,9 +1,33 @@
-//! What the guest image consists of: packages, files, layout. Its hash names the place in the cache, so a change here is a new image.
-//! Read by `rootfs` and `disk`, hashed by the parent module.
+//! What an image consists of: packages, files, layout. Its hash names the place in the cache, so a change here is a new
+//! image. Read by `rootfs`, `disk` and `host`, hashed by the parent module.
 use sha2::{Digest, Sha256};
 
-/// Packages on top of mmdebstrap's minbase.
-pub(super) const PACKAGES: &[&str] = &[
+/// Everything that decides what an image is.
+#[derive(Debug)]
+pub(super) struct Recipe {
+    /// Packages on top of mmdebstrap's minbase.
+    pub packages: &'static [&'static str],
+    /// Placed before the kernel package is installed, so that the initramfs is built right the first time.
+    pub files: &'static [GuestFile],
+    /// The code that lays the image out is part of the recipe as well.
+    code: &'static [&'static str],
+}
+
+/// The development guest image.
+pub(super) const GUEST: Recipe = Recipe {
+    packages: PACKAGES,
+    files: FILES,
+    code: &[include_str!("guest/grub.cfg"), CMDLINE, include_str!("rootfs.rs"), include_str!("disk.rs")],
+};
+
+/// The lab's GPU server.
+pub(super) const HOST: Recipe = Recipe {
+    packages: HOST_PACKAGES,
+    files: HOST_FILES,
+    code: &[include_str!("rootfs.rs"), include_str!("host.rs")],
+};
+
+const PACKAGES: &[&str] = &[
     "linux-image-cloud-amd64",
     "systemd-sysv",
     "systemd-resolved",
@@ -23,10 +47,38 @@ pub(super) const PACKAGES: &[&str] = &[
     "lz4",
 ];
 
+/// What the agent needs on a server, and what the scenarios ask it with.
+const HOST_PACKAGES: &[&str] = &[
+    // Not the cloud kernel: it has neither VFIO nor display drivers.
+    "linux-image-amd64",
+    "systemd-sysv",
+    // Users that exist as long as one of their units runs; every installed Debian has it.
+    "libnss-systemd",
+    "udev",
+    "dbus",
+    "kmod",
+    "openssh-server",
+    "openssh-client",
+    "qemu-system-x86",
+    "qemu-utils",
+    "ovmf",
+    "passt",
+    "nftables",
+    "pciutils",
+    "iproute2",
+    "procps",
+    "python3",
+    "curl",
+    "netbase",
+    "ca-certificates",
+    "e2fsprogs",
+    "lz4",
+];
+
 /// Kernel command line of both ways to boot.
 pub(super) const CMDLINE: &str = "root=LABEL=root rw console=ttyS0 quiet";
 
-/// One file of the guest that no package brings.
+/// One file of an image that no package brings.
 #[derive(Debug)]
 pub(super) struct GuestFile {
     /// Where it lies, without the leading slash.
@@ -35,8 +87,7 @@ pub(super) struct GuestFile {
     pub content: &'static str,
 }
 
-/// Placed before the kernel package is installed, so that the initramfs is built right the first time.
-pub(super) const FILES: &[GuestFile] = &[
+const FILES: &[GuestFile] = &[
     GuestFile {
         path: "etc/initramfs-tools/conf.d/qudata",
         mode: 0o644,
@@ -66,6 +117,31 @@ pub(super) const FILES: &[GuestFile] = &[
     GuestFile { path: "var/tmp/finish.sh", mode: 0o755, content: include_str!("guest/finish.sh") },
 ];
 
+const HOST_FILES: &[GuestFile] = &[
+    GuestFile {
+        path: "etc/initramfs-tools/conf.d/qudata",
+        mode: 0o644,
+        content: include_str!("guest/initramfs.conf"),
+    },
+    GuestFile {
+        path: "etc/initramfs-tools/hooks/qudata",
+        mode: 0o755,
+        content: include_str!("guest/initramfs-hook"),
+    },
+    GuestFile { path: "etc/fstab", mode: 0o644, content: include_str!("host/fstab") },
+    GuestFile {
+        path: "etc/systemd/network/10-lab.network",
+        mode: 0o644,
+        content: include_str!("host/lab.network"),
+    },
+    GuestFile {
+        path: "etc/ssh/sshd_config.d/10-lab.conf",
+        mode: 0o644,
+        content: include_str!("host/sshd.conf"),
+    },
+    GuestFile { path: "var/tmp/finish.sh", mode: 0o755, content: include_str!("host/finish.sh") },
+];
+
 /// Documentation and translations nobody reads in a rented machine; licences stay.
 pub(super) const LEFT_OUT: &[&str] = &[
     "path-exclude=/usr/share/man/*",
@@ -81,27 +157,26 @@ pub(super) fn grub_config() -> String {
     include_str!("guest/grub.cfg").replace("@CMDLINE@", CMDLINE)
 }
 
-/// Name of this recipe for one Debian release: the same text gives the same name.
-pub(super) fn hash(release: &str) -> String {
-    let mut sha = Sha256::new();
-    let mut add = |part: &str| {
-        // The length keeps two different lists from hashing alike.
-        sha.update(part.len().to_le_bytes());
-        sha.update(part.as_bytes());
-    };
-    // The code that lays the image out is part of the recipe as well.
-    for part in [release, &grub_config(), include_str!("rootfs.rs"), include_str!("disk.rs")] {
-        add(part);
+impl Recipe {
+    /// Name of this recipe for one Debian release: the same text gives the same name.
+    pub(super) fn hash(&self, release: &str) -> String {
+        let mut sha = Sha256::new();
+        let mut add = |part: &str| {
+            // The length keeps two different lists from hashing alike.
+            sha.update(part.len().to_le_bytes());
+            sha.update(part.as_bytes());
+        };
+        add(release);
+        for part in self.code.iter().chain(self.packages).chain(LEFT_OUT) {
+            add(part);
+        }
+        for file in self.files {
+            add(file.path);
+            add(&file.mode.to_string());
+            add(file.content);
+        }
+        sha.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
-    for part in PACKAGES.iter().chain(LEFT_OUT) {
-        add(part);
-    }
-    for file in FILES {
-        add(file.path);
-        add(&file.mode.to_string());
-        add(file.content);
-    }
-    sha.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -110,14 +185,15 @@ mod tests {
 
     #[test]
     fn the_name_follows_the_release_and_nothing_random() {
-        assert_eq!(hash("bookworm"), hash("bookworm"));
-        assert_ne!(hash("bookworm"), hash("trixie"));
-        assert_eq!(hash("bookworm").len(), 16);
+        assert_eq!(GUEST.hash("bookworm"), GUEST.hash("bookworm"));
+        assert_ne!(GUEST.hash("bookworm"), GUEST.hash("trixie"));
+        assert_ne!(GUEST.hash("bookworm"), HOST.hash("bookworm"));
+        assert_eq!(GUEST.hash("bookworm").len(), 16);
     }
 
     #[test]
-    fn no_file_of_the_guest_sets_a_password() {
-        for file in FILES {
+    fn no_file_of_an_image_sets_a_password() {
+        for file in FILES.iter().chain(HOST_FILES) {
             assert!(!file.content.contains("chpasswd"), "{}", file.path);
         }
     }

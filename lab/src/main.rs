@@ -1,0 +1,90 @@
+//! `cargo xtask lab`'s worker: boots a virtual GPU server and drives scenarios on it. Called by xtask, which builds what
+//! it needs. Never shipped.
+//!
+//! ```text
+//! run ── kit ── machine (shape) ── agent, tenant ◀── scenario
+//!                  └── remote: SSH
+//! ```
+mod agent;
+mod gpu;
+mod initramfs;
+mod kit;
+mod machine;
+mod remote;
+mod run;
+mod scenario;
+mod shape;
+mod tenant;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// What the lab is made of.
+#[derive(Debug, Parser)]
+pub(crate) struct Files {
+    /// The agent
+    #[arg(long)]
+    agent: PathBuf,
+    /// The probe that runs on the server
+    #[arg(long)]
+    probe: PathBuf,
+    /// Disk of the server, with .vmlinuz and .initrd beside it
+    #[arg(long)]
+    host_image: PathBuf,
+    /// Disk of the guests, with .vmlinuz, .initrd and .cmdline beside it
+    #[arg(long)]
+    guest_image: PathBuf,
+    /// What the product installs beside its binary: systemd/, sysusers.d/, tmpfiles.d/
+    #[arg(long)]
+    packaging: PathBuf,
+    /// Where logs of failed scenarios go
+    #[arg(long)]
+    logs: PathBuf,
+}
+
+/// Runs scenarios on a virtual GPU server.
+#[derive(Debug, Parser)]
+struct CommandLine {
+    #[command(flatten)]
+    files: Files,
+    /// Open a shell on the server instead
+    #[arg(long)]
+    shell: bool,
+    /// Leave the server running after the first failure
+    #[arg(long)]
+    keep: bool,
+    /// Scenarios by name, or by a part of their names
+    names: Vec<String>,
+}
+
+/// Lists the scenarios.
+#[derive(Debug, Parser)]
+struct List {
+    #[arg(long, required = true)]
+    list: bool,
+}
+
+fn main() -> ExitCode {
+    if List::try_parse().is_ok_and(|wish| wish.list) {
+        for scenario in scenario::ALL {
+            println!("{:<24} {}", scenario.name, scenario.about);
+        }
+        return ExitCode::SUCCESS;
+    }
+    let wish = CommandLine::parse();
+    let done = if wish.shell {
+        run::shell(&wish.files).map(|()| true)
+    } else {
+        run::run(&wish.files, &wish.names, wish.keep)
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("lab: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

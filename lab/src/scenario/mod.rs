@@ -1,0 +1,196 @@
+//! The table of scenarios. Called by `run`.
+//!
+//! A scenario starts the agent with the settings it needs, takes a baseline, tells a story, and ends with the same server
+//! it was given: the leak check is its last step.
+mod agent_life;
+mod boot;
+mod fault;
+mod gpu;
+mod hostile;
+mod plain;
+mod reset;
+
+use anyhow::Result;
+
+use crate::machine::Machine;
+use crate::shape::L1;
+
+/// One story.
+#[derive(Debug)]
+pub(crate) struct Scenario {
+    /// Its name on the command line.
+    pub(crate) name: &'static str,
+    /// What it proves, in a line.
+    pub(crate) about: &'static str,
+    /// Too long for every run: left out, with a line, unless it is named.
+    pub(crate) long: bool,
+    /// The server it needs.
+    pub(crate) shape: fn() -> L1,
+    /// The story; an error fails it.
+    pub(crate) run: fn(&mut Machine) -> Result<()>,
+}
+
+/// All of them; neighbours that need the same server share it.
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario {
+        name: "boot",
+        about: "the server is what its description says: IOMMU groups, drivers, KVM, systemd",
+        long: false,
+        shape: L1::gpus,
+        run: boot::groups,
+    },
+    Scenario {
+        name: "plain",
+        about: "an instance without GPUs, as a renter gets it: create, ready, log in, delete",
+        long: false,
+        shape: L1::gpus,
+        run: plain::run,
+    },
+    Scenario {
+        name: "agent_killed",
+        about: "SIGKILL of the agent under a running VM: the next one adopts it, the guest notices nothing",
+        long: false,
+        shape: L1::gpus,
+        run: agent_life::killed,
+    },
+    Scenario {
+        name: "upgrade",
+        about: "another binary and a restart under a running VM: adopted, the guest notices nothing",
+        long: false,
+        shape: L1::gpus,
+        run: agent_life::upgraded,
+    },
+    Scenario {
+        name: "hostile_guest",
+        about: "a guest reaches the internet, and neither the server, its network nor other instances",
+        long: false,
+        shape: L1::gpus,
+        run: hostile::run,
+    },
+    Scenario {
+        name: "reset_running",
+        about: "the server loses power under a running VM: its disk is intact",
+        long: false,
+        shape: L1::gpus,
+        run: reset::while_running,
+    },
+    Scenario {
+        name: "reset_creating",
+        about: "the server loses power while an instance is made",
+        long: false,
+        shape: L1::gpus,
+        run: reset::while_creating,
+    },
+    Scenario {
+        name: "reset_deleting",
+        about: "the server loses power while an instance is deleted: the next agent finishes it",
+        long: false,
+        shape: L1::gpus,
+        run: reset::while_deleting,
+    },
+    Scenario {
+        name: "gpu_one",
+        about: "a GPU is given and taken back: the guest sees its class, the host's driver returns",
+        long: false,
+        shape: L1::gpus,
+        run: gpu::one,
+    },
+    Scenario {
+        name: "gpu_two_tenants",
+        about: "two instances with a GPU each, at once; a third is refused",
+        long: false,
+        shape: L1::gpus,
+        run: gpu::two_tenants,
+    },
+    Scenario {
+        name: "gpu_both",
+        about: "both GPUs in one instance",
+        long: false,
+        shape: L1::gpus,
+        run: gpu::both,
+    },
+    Scenario {
+        name: "gpu_two_functions",
+        about: "a GPU of two functions travels whole",
+        long: false,
+        shape: L1::gpus,
+        run: gpu::two_functions,
+    },
+    Scenario {
+        name: "gpu_foreign_device",
+        about: "a foreign device in the group: refused with the reason, nothing touched",
+        long: false,
+        shape: L1::gpus,
+        run: gpu::foreign_device,
+    },
+    Scenario {
+        name: "gpu_qemu_killed",
+        about: "SIGKILL of QEMU: the GPU is cleaned and returns",
+        long: false,
+        shape: L1::gpus,
+        run: gpu::qemu_killed,
+    },
+    Scenario {
+        name: "gpu_off_the_bus",
+        about: "a GPU lost during a tenancy: quarantined, given to nobody, released by the operator",
+        long: false,
+        shape: L1::gpus,
+        run: fault::off_the_bus,
+    },
+    Scenario {
+        name: "gpu_agent_killed",
+        about: "SIGKILL of the agent at many moments of create and delete with a GPU",
+        long: false,
+        shape: L1::gpus,
+        run: gpu::agent_killed,
+    },
+    Scenario {
+        name: "gpu_reset_running",
+        about: "the server loses power under a VM with a GPU",
+        long: false,
+        shape: L1::gpus,
+        run: reset::while_running_with_gpu,
+    },
+    Scenario {
+        name: "gpu_reset_creating",
+        about: "the server loses power while an instance with a GPU is made",
+        long: false,
+        shape: L1::gpus,
+        run: reset::while_creating_with_gpu,
+    },
+    Scenario {
+        name: "gpu_reset_deleting",
+        about: "the server loses power while an instance with a GPU is deleted",
+        long: false,
+        shape: L1::gpus,
+        run: reset::while_deleting_with_gpu,
+    },
+    Scenario {
+        name: "gpu_cycles",
+        about: "a hundred tenancies of one GPU: nothing grows",
+        long: true,
+        shape: L1::gpus,
+        run: gpu::cycles,
+    },
+    Scenario {
+        name: "gpu_no_remapping",
+        about: "no interrupt remapping: refused with the reason, nothing touched",
+        long: false,
+        shape: L1::without_interrupt_remapping,
+        run: gpu::no_remapping,
+    },
+    Scenario {
+        name: "gpu_hung_unbind",
+        about: "a driver that does not let go: quarantine; the API and the other GPU go on",
+        long: false,
+        shape: L1::hanging,
+        run: fault::hung_unbind,
+    },
+    Scenario {
+        name: "two_nodes",
+        about: "a server of two sockets: each GPU on its NUMA node",
+        long: false,
+        shape: L1::two_nodes,
+        run: boot::nodes,
+    },
+];

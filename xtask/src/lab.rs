@@ -1,0 +1,90 @@
+//! `cargo xtask lab`: the scenarios that need a GPU server of their own, in a virtual one. Builds what the lab takes (agent,
+//! lab, two images) and runs it. Called by main and by `cargo xtask test`.
+//!
+//! ```text
+//! this machine ── QEMU, emulation ──▶ the server (Linux, systemd, VFIO, an emulated IOMMU, GPU stand-ins)
+//!                                      └── QEMU, nested KVM ──▶ a tenant's guest
+//! ```
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::cargo::{self, cargo};
+use crate::tool;
+use crate::{deps, image};
+
+/// RAM that the server and QEMU around it take.
+const NEEDED_MIB: u64 = 7 * 1024;
+
+/// What of the lab to run.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Lab {
+    /// Scenarios by name, or by a part of their names; all without
+    names: Vec<String>,
+    /// Start the server, install the agent, and open a shell there instead of running scenarios
+    #[arg(long)]
+    shell: bool,
+    /// Leave the server running after the first failure and say how to get in
+    #[arg(long)]
+    keep: bool,
+    /// List the scenarios
+    #[arg(long)]
+    list: bool,
+}
+
+/// Why the lab cannot run on this machine, as the end of a sentence.
+pub(crate) fn obstacle() -> Option<String> {
+    if std::env::consts::ARCH != "x86_64" {
+        return Some(format!("its server is an x86_64 machine and this one is {}", std::env::consts::ARCH));
+    }
+    match free_mib() {
+        Some(free) if free < NEEDED_MIB => {
+            Some(format!("it needs {NEEDED_MIB} MiB of free RAM and {free} MiB are there"))
+        }
+        _ => None,
+    }
+}
+
+fn free_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
+}
+
+/// The command that runs the lab, with everything built that it needs.
+pub(crate) fn command(wish: &Lab) -> Result<Command> {
+    deps::ensure(&[deps::LAB])?;
+    let mut command = Command::new(built("qudata-lab")?);
+    if wish.list {
+        command.arg("--list");
+        return Ok(command);
+    }
+    command.arg("--agent").arg(cargo::build_agent(true)?);
+    command.arg("--probe").arg(built("qudata-lab-probe")?);
+    command.arg("--host-image").arg(image::ensure_host()?);
+    command.arg("--guest-image").arg(image::ensure()?.guest);
+    command.arg("--packaging").arg(cargo::root().join("packaging"));
+    command.arg("--logs").arg(cargo::target_directory()?.join("lab"));
+    for (wanted, flag) in [(wish.shell, "--shell"), (wish.keep, "--keep")] {
+        if wanted {
+            command.arg(flag);
+        }
+    }
+    command.args(&wish.names);
+    Ok(command)
+}
+
+/// Builds the lab and returns one of its binaries.
+fn built(binary: &str) -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", "qudata-lab", "--bin", binary]);
+    tool::run_visibly(&mut build).context("the lab does not build")?;
+    Ok(cargo::target_directory()?.join("release").join(binary))
+}
+
+/// Runs it; true when every scenario passed.
+pub(crate) fn run(wish: &Lab) -> Result<bool> {
+    Ok(command(wish)?.status().context("cannot start the lab")?.success())
+}
