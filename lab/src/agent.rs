@@ -74,9 +74,10 @@ pub(crate) fn start(machine: &Machine, setting: &Setting) -> Result<()> {
         Guest::Full => "guest",
         Guest::Quick => "quick",
     };
+    // Synced: scenarios that cut the power shall find what an owner wrote long ago.
     let text = format!("{SETTINGS}base_image = \"/lab/images/{image}.qcow2\"\n{}", setting.more);
     let script = format!(
-        "printf %s {} >/etc/qudata/agent.toml && systemctl reset-failed qudata-agent; systemctl restart qudata-agent",
+        "printf %s {} >/etc/qudata/agent.toml && sync && systemctl reset-failed qudata-agent; systemctl restart qudata-agent",
         quoted(&text)
     );
     machine.remote.must(&script, START).context("starting the agent")?;

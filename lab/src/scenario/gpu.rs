@@ -150,9 +150,13 @@ pub(super) fn qemu_killed(machine: &mut Machine) -> Result<()> {
     let tenant = Tenant::order(machine, &Order { name: "dying", gpus: Some(1), ..Order::default() })?;
     tenant.wait_until_ready()?;
     machine.remote.must(&format!("kill -9 {}", tenant.qemu()?), QUICK)?;
-    tenant.wait_for("stopped", SANITIZED)?;
-    let state = gpu::state(machine, functions.first().context("the slot is empty")?)?;
-    ensure!(state != "quarantined", "a healthy GPU was quarantined because its QEMU was killed");
+    tenant.wait_for("failed", SANITIZED)?;
+    let reason = tenant.view()?.to_string();
+    ensure!(reason.contains("QEMU ended by itself"), "the reason is not told: {reason}");
+    // Cleaned and back with the host's driver; the lease stays with the instance until DELETE.
+    gpu::wait_for(machine, functions.first().context("the slot is empty")?, "leased", SANITIZED)?;
+    let now = gpu::drivers(machine, &functions)?;
+    ensure!(now == drivers, "{functions:?} had the drivers {drivers:?} and has {now:?}");
     tenant.delete()?;
     ensure_returned(machine, &functions, &drivers)?;
     before.assert_clean(machine)
