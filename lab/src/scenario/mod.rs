@@ -132,7 +132,7 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "gpu_off_the_bus",
-        about: "a GPU lost during a tenancy: quarantined, given to nobody, released by the operator",
+        about: "a GPU lost during a tenancy: quarantined, given to nobody before a reboot and a check",
         long: false,
         shape: L1::gpus,
         run: fault::off_the_bus,

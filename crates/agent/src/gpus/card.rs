@@ -93,7 +93,7 @@ impl Card {
             Life::Quarantined => {
                 let why = record.why.as_deref().unwrap_or("it was not proven healthy and clean");
                 let remedy = if record.wedged {
-                    "reboot the host: an operation on this GPU hangs in its kernel"
+                    "reboot the host: nothing else ends what hangs in its kernel, or proves that a GPU works again that was gone"
                 } else {
                     "look at the GPU; `qudata-agent gpu release` resets and checks it and, if it passes, frees it"
                 };

@@ -31,6 +31,7 @@ use super::{
     AdvanceError, Gpus,
     card::policy,
     record::{GpuRecord, Life},
+    watch::OFF_THE_BUS,
 };
 use crate::refusal::chain;
 
@@ -269,10 +270,15 @@ impl Gpus {
         let suspicion = record.why.clone().filter(|_| record.life != Life::Quarantined);
         match self.try_cleanse(&gpu, record).await {
             Ok(()) => {}
-            Err(Trouble { why, wedged }) => return self.condemn(address, why, wedged).await,
+            Err(Trouble { why, wedged }) => {
+                let reboot = wedged || self.is_off_the_bus(address).await;
+                return self.condemn(address, why, reboot).await;
+            }
         }
         if let Some(why) = suspicion {
-            return self.condemn(address, why, false).await;
+            // Whatever it answers now: a card that was gone may answer and not work.
+            let reboot = why == OFF_THE_BUS;
+            return self.condemn(address, why, reboot).await;
         }
         if let Err(error) = self.advance(address, Life::Free, free).await {
             self.condemn(address, chain(&error), false).await;

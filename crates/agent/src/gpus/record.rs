@@ -73,7 +73,8 @@ pub struct GpuRecord {
     pub originals: BTreeMap<PciAddress, Option<String>>,
     /// What it looked like then: it must look the same afterwards.
     pub baseline: Option<Baseline>,
-    /// An operation hangs in the kernel: nothing of this GPU is touched before the host has rebooted.
+    /// Only a reboot of the host helps: an operation hangs in the kernel, or the GPU fell off the bus. It may answer again
+    /// after that and still not work. Nothing of it is touched before.
     #[serde(default)]
     pub wedged: bool,
     /// Services of the host that were stopped for the bind and are to run again.

@@ -16,7 +16,8 @@ use crate::refusal::chain;
 /// How often GPUs in use are looked at, and how often all are.
 const WATCH_PERIOD: Duration = Duration::from_secs(10);
 const READ_DEADLINE: Duration = Duration::from_secs(3);
-const OFF_THE_BUS: &str = "it fell off the bus while an instance had it (its config space reads as ones)";
+pub(super) const OFF_THE_BUS: &str =
+    "it fell off the bus while an instance had it (its config space reads as ones)";
 
 /// An operator's wish was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +157,7 @@ impl Gpus {
             return Err(wrong("only a quarantined GPU can be released"));
         }
         if record.wedged && record.boot_id == self.inner.setup.boot_id {
-            return Err(wrong("an operation on it hangs in the kernel; reboot the host, it is checked then"));
+            return Err(wrong("only a reboot of the host helps; it is checked then"));
         }
         self.advance(address, Life::Draining, |record| (record.why, record.wedged) = (None, false))
             .await
