@@ -55,6 +55,9 @@ struct CommandLine {
     /// Leave the server running after the first failure
     #[arg(long)]
     keep: bool,
+    /// Leave out what takes long
+    #[arg(long)]
+    brief: bool,
     /// Scenarios by name, or by a part of their names
     names: Vec<String>,
 }
@@ -77,7 +80,7 @@ fn main() -> ExitCode {
     let done = if wish.shell {
         run::shell(&wish.files).map(|()| true)
     } else {
-        run::run(&wish.files, &wish.names, wish.keep)
+        run::run(&wish.files, &run::choose(&wish.names, wish.brief), wish.keep)
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

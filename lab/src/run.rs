@@ -79,11 +79,10 @@ struct Outcome {
     error: Option<String>,
 }
 
-/// Runs the scenarios whose name contains one of `names`, or all; true when every one passed.
-pub(crate) fn run(files: &Files, names: &[String], keep: bool) -> Result<bool> {
-    let chosen = choose(names);
+/// Runs the scenarios; true when every one passed.
+pub(crate) fn run(files: &Files, chosen: &[&'static Scenario], keep: bool) -> Result<bool> {
     if chosen.is_empty() {
-        bail!("no scenario is called like {}; --list shows them", names.join(" or "));
+        bail!("no scenario has such a name; --list shows them");
     }
     let mut room = Room::open()?;
     let parts = Parts {
@@ -93,7 +92,7 @@ pub(crate) fn run(files: &Files, names: &[String], keep: bool) -> Result<bool> {
         keep,
     };
     let mut outcomes = Vec::new();
-    for (shape, scenarios) in by_shape(&chosen) {
+    for (shape, scenarios) in by_shape(chosen) {
         let mut machine = None;
         for scenario in scenarios {
             let started = Instant::now();
@@ -122,9 +121,9 @@ pub(crate) fn run(files: &Files, names: &[String], keep: bool) -> Result<bool> {
     Ok(report(&outcomes))
 }
 
-/// The named ones, a part of a name standing for all that contain it; without a name all but the long ones, which are
-/// told.
-fn choose(names: &[String]) -> Vec<&'static Scenario> {
+/// The named ones, a part of a name standing for all that contain it; without a name all of them. `brief` leaves out the
+/// long ones that are not named, and says so.
+pub(crate) fn choose(names: &[String], brief: bool) -> Vec<&'static Scenario> {
     let exact = |name: &str| scenario::ALL.iter().any(|scenario| scenario.name == name);
     let is = |scenario: &Scenario, name: &str| {
         scenario.name == name || (!exact(name) && scenario.name.contains(name))
@@ -133,9 +132,9 @@ fn choose(names: &[String]) -> Vec<&'static Scenario> {
     let (chosen, left): (Vec<_>, Vec<_>) = scenario::ALL
         .iter()
         .filter(|scenario| names.is_empty() || named(scenario))
-        .partition(|scenario| !names.is_empty() || !scenario.long);
+        .partition(|scenario| !names.is_empty() || !brief || !scenario.long);
     for scenario in left {
-        println!("LEFT OUT: {} takes long; `cargo xtask lab {}` runs it", scenario.name, scenario.name);
+        println!("LEFT OUT: {}; `cargo xtask lab {}` runs it", scenario.name, scenario.name);
     }
     chosen
 }

@@ -29,9 +29,19 @@ pub(crate) struct Lab {
     /// Leave the server running after the first failure and say how to get in
     #[arg(long)]
     keep: bool,
+    /// Leave out what takes long, as `cargo xtask test` does
+    #[arg(long)]
+    brief: bool,
     /// List the scenarios
     #[arg(long)]
     list: bool,
+}
+
+impl Lab {
+    /// What belongs to every run of the tests.
+    pub(crate) fn brief() -> Self {
+        Self { brief: true, ..Self::default() }
+    }
 }
 
 /// Why the lab cannot run on this machine, as the end of a sentence.
@@ -67,7 +77,7 @@ pub(crate) fn command(wish: &Lab) -> Result<Command> {
     command.arg("--guest-image").arg(image::ensure()?.guest);
     command.arg("--packaging").arg(cargo::root().join("packaging"));
     command.arg("--logs").arg(cargo::target_directory()?.join("lab"));
-    for (wanted, flag) in [(wish.shell, "--shell"), (wish.keep, "--keep")] {
+    for (wanted, flag) in [(wish.shell, "--shell"), (wish.keep, "--keep"), (wish.brief, "--brief")] {
         if wanted {
             command.arg(flag);
         }

@@ -106,7 +106,7 @@ fn lab_scenarios(sum: &mut Sum) -> Result<bool> {
     }
     say("scenarios in the lab");
     let mut last = String::new();
-    let passed = stream(&mut lab::command(&lab::Lab::default())?, |line| last = line.to_owned())?;
+    let passed = stream(&mut lab::command(&lab::Lab::brief())?, |line| last = line.to_owned())?;
     sum.add_counts(&last);
     Ok(passed)
 }

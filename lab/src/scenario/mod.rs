@@ -22,7 +22,7 @@ pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// What it proves, in a line.
     pub(crate) about: &'static str,
-    /// Too long for every run: left out, with a line, unless it is named.
+    /// Left out, with a line, by `--brief`: long, or told by another scenario as well.
     pub(crate) long: bool,
     /// The server it needs.
     pub(crate) shape: fn() -> L1,
@@ -49,7 +49,7 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "agent_killed",
         about: "SIGKILL of the agent under a running VM: the next one adopts it, the guest notices nothing",
-        long: false,
+        long: true,
         shape: L1::gpus,
         run: agent_life::killed,
     },
@@ -70,21 +70,21 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "reset_running",
         about: "the server loses power under a running VM: its disk is intact",
-        long: false,
+        long: true,
         shape: L1::gpus,
         run: reset::while_running,
     },
     Scenario {
         name: "reset_creating",
         about: "the server loses power while an instance is made",
-        long: false,
+        long: true,
         shape: L1::gpus,
         run: reset::while_creating,
     },
     Scenario {
         name: "reset_deleting",
         about: "the server loses power while an instance is deleted: the next agent finishes it",
-        long: false,
+        long: true,
         shape: L1::gpus,
         run: reset::while_deleting,
     },
@@ -105,7 +105,7 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "gpu_both",
         about: "both GPUs in one instance",
-        long: false,
+        long: true,
         shape: L1::gpus,
         run: gpu::both,
     },
@@ -154,14 +154,14 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "gpu_reset_creating",
         about: "the server loses power while an instance with a GPU is made",
-        long: false,
+        long: true,
         shape: L1::gpus,
         run: reset::while_creating_with_gpu,
     },
     Scenario {
         name: "gpu_reset_deleting",
         about: "the server loses power while an instance with a GPU is deleted",
-        long: false,
+        long: true,
         shape: L1::gpus,
         run: reset::while_deleting_with_gpu,
     },
@@ -189,7 +189,7 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "two_nodes",
         about: "a server of two sockets: each GPU on its NUMA node",
-        long: false,
+        long: true,
         shape: L1::two_nodes,
         run: boot::nodes,
     },
