@@ -167,11 +167,11 @@ fn qemu(shape: &L1, parts: &Parts, port: u16) -> Command {
         "-drive",
         &format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", text(&parts.dir.join("disk.qcow2"))),
     ]);
-    command.args(["-device", "virtio-blk-pci,drive=disk"]);
+    command.args(["-device", "virtio-blk-pci,bus=pcie.0,drive=disk"]);
     command.args(["-drive", &format!("file={},format=raw,if=none,id=kit,read-only=on", text(&parts.kit))]);
-    command.args(["-device", "virtio-blk-pci,drive=kit"]);
+    command.args(["-device", "virtio-blk-pci,bus=pcie.0,drive=kit"]);
     command.args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:22")]);
-    command.args(["-device", "virtio-net-pci,netdev=net", "-device", "virtio-rng-pci"]);
+    command.args(["-device", "virtio-net-pci,bus=pcie.0,netdev=net", "-device", "virtio-rng-pci,bus=pcie.0"]);
     command.args(["-vga", "none", "-display", "none", "-monitor", "none"]);
     command.args(["-serial", &format!("file:{}", text(&parts.dir.join("console.log")))]);
     command

@@ -123,7 +123,8 @@ impl L1 {
     /// A GPU that hangs its driver, and a healthy one.
     pub(crate) fn hanging() -> Self {
         let slots = vec![Slot::new(slot::A, &[Device::Hanging]), Slot::new(slot::B, &[Device::Display])];
-        Self { slots, ..Self::plain() }
+        // The driver that hangs holds the kernel's list of framebuffers: the healthy GPU must not have one.
+        Self { slots, kernel_args: vec!["modprobe.blacklist=bochs"], ..Self::plain() }
     }
 
     /// Two sockets with a GPU each.

@@ -60,13 +60,16 @@ pub(super) fn hung_unbind(machine: &mut Machine) -> Result<()> {
     gpu::wait_for(machine, &healthy, "free", SANITIZED)?;
     // Only a restart ends what is stuck in the kernel.
     machine.reset_hard()?;
-    let machine = &*machine;
     agent::wait_until_it_answers(machine)?;
     gpu::wait_for(machine, &wedged, "free", SANITIZED)
         .context("a restart and a passed check end a quarantine")?;
     if accepted {
         Tenant::known(machine, "wedged").delete()?;
     }
+    // Neither had a driver of the host, so they stay on vfio-pci until the next restart.
+    machine.reset_hard()?;
+    let machine = &*machine;
+    agent::wait_until_it_answers(machine)?;
     before.assert_clean(machine)
 }
 
