@@ -42,7 +42,7 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "plain",
         about: "an instance without GPUs, as a renter gets it: create, ready, log in, delete",
-        long: false,
+        long: true,
         shape: L1::gpus,
         run: plain::run,
     },
@@ -182,7 +182,7 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "gpu_hung_unbind",
         about: "a driver that does not let go: quarantine; the API and the other GPU go on",
-        long: false,
+        long: true,
         shape: L1::hanging,
         run: fault::hung_unbind,
     },
