@@ -47,7 +47,7 @@ fn life_of_an_instance() {
     assert_eq!(login.run("id -un; cat /root/from-user-data"), "root\nrenter");
     let console = agent.call("GET", &format!("{}/console", vm.path()), None).text();
     assert!(
-        console.contains("Linux version") || console.contains("login:"),
+        console.contains("cloud-init") || console.contains("Linux version"),
         "no boot on the console: {console}"
     );
     let verdict = login.run("cloud-init schema --config-file /var/lib/cloud/instance/cloud-config.txt");
