@@ -83,6 +83,8 @@ struct Inner {
     minors: Mutex<(BTreeSet<PciAddress>, BTreeMap<PciAddress, u32>)>,
     /// Held while services of the host are stopped for a bind.
     quiet: tokio::sync::Mutex<()>,
+    /// Held for one commit: an operator's word and a step of a bring-up must not overwrite each other.
+    commit: tokio::sync::Mutex<()>,
 }
 
 /// What admission may choose from.
@@ -111,6 +113,7 @@ impl Gpus {
                 topology: Mutex::default(),
                 minors: Mutex::default(),
                 quiet: tokio::sync::Mutex::default(),
+                commit: tokio::sync::Mutex::default(),
             }),
         };
         if gpus.inner.setup.enabled {
@@ -135,8 +138,8 @@ impl Gpus {
         };
         let (ids, cards) = (PciIds::load(&setup.root), Mutex::default());
         let (topology, minors) = (Mutex::default(), Mutex::default());
-        let quiet = tokio::sync::Mutex::default();
-        Self { inner: Arc::new(Inner { setup, ids, cards, topology, minors, quiet }) }
+        let (quiet, commit) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
+        Self { inner: Arc::new(Inner { setup, ids, cards, topology, minors, quiet, commit }) }
     }
 
     fn take_in(&self, records: Vec<GpuRecord>) {
@@ -266,6 +269,7 @@ impl Gpus {
         life: Life,
         change: impl FnOnce(&mut GpuRecord),
     ) -> Result<GpuRecord, AdvanceError> {
+        let _commit = self.inner.commit.lock().await;
         let mut record = self.record(address).ok_or(AdvanceError::Unknown { address })?;
         if !record.life.may_become(life) {
             return Err(AdvanceError::NoSuchStep { address, from: record.life, to: life });

@@ -318,6 +318,21 @@ async fn an_instance_takes_back_its_own_gpu_and_nobody_else_can() {
 }
 
 #[tokio::test]
+async fn a_quarantine_beside_a_bring_up_is_not_lost() {
+    let lab = Lab::new();
+    let gpus = lab.agent(BOOT).await;
+    for _ in 0..20 {
+        let step = gpus.advance(pci(GPU), Life::Bound, |record| record.why = None);
+        let (word, step) = tokio::join!(gpus.quarantine(pci(GPU), "smoke"), step);
+        word.unwrap();
+        assert!(step.is_err() || life(&gpus, GPU) == Life::Quarantined, "{:?}", life(&gpus, GPU));
+        assert!(why(&gpus, GPU).contains("smoke"));
+        gpus.acquit(pci(GPU)).await.unwrap();
+        settled(&gpus, GPU).await;
+    }
+}
+
+#[tokio::test]
 async fn an_operator_takes_a_gpu_away_when_its_tenant_has_gone() {
     let lab = Lab::new();
     let gpus = lab.agent(BOOT).await;
