@@ -41,6 +41,9 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 const RELEASE_PATIENCE: Duration = Duration::from_secs(15);
 const DRAIN_PAUSE: Duration = Duration::from_millis(50);
 
+/// The driver of each function before the GPU was lent.
+type Originals = BTreeMap<PciAddress, Option<String>>;
+
 /// A GPU on `vfio-pci`, for one VM. Not `Clone`: who has it may start a VM on it.
 #[derive(Debug)]
 pub struct BoundGpu {
@@ -316,9 +319,21 @@ impl Gpus {
             // The next user is root until it is lent again; absence is success.
             let _ = durable::give_to(&self.node(group), 0, 0);
         }
-        let plan = plan_give_back(&topology, gpu, &originals, setup.after);
+        let plan = plan_give_back(&topology, gpu, &self.at_home(originals), setup.after);
         rebind::give_back(&setup.door, &plan).await?;
         Ok(())
+    }
+
+    /// The drivers to go back to, as far as this host still has them. Without, a GPU that was proven clean stays on
+    /// `vfio-pci`, as one that never had a driver does.
+    fn at_home(&self, mut originals: Originals) -> Originals {
+        let drivers = self.inner.setup.root.join("sys/bus/pci/drivers");
+        for (address, driver) in &mut originals {
+            if let Some(gone) = driver.take_if(|driver| !drivers.join(driver).exists()) {
+                tracing::warn!(gpu = %address, driver = gone, "its driver is not loaded any more; it stays on vfio-pci");
+            }
+        }
+        originals
     }
 
     /// Waits until no process has the GPU open. Writing to `unbind` before that would hang.

@@ -205,6 +205,41 @@ async fn a_gpu_that_fell_off_the_bus_under_its_tenant_is_quarantined() {
     assert_eq!(settled(&gpus, GPU).await, Life::Free, "{}", why(&gpus, GPU));
 }
 
+/// The instance whose bring-up wedged it keeps its record until DELETE; that must not keep the GPU from being checked.
+#[tokio::test]
+async fn a_reboot_clears_a_quarantine_also_while_a_failed_instance_holds_the_gpu() {
+    let lab = Lab::new();
+    let gpus = lab.agent(BOOT).await;
+    gpus.bind(Uuid::now_v7(), &[pci(GPU)], owner()).await.unwrap();
+    gpus.condemn(pci(GPU), "it hangs".to_owned(), true).await;
+    drop(gpus);
+    let gpus = lab.agent("boot-2").await;
+    gpus.recover(&[pci(GPU)].into());
+    for _ in 0..200 {
+        if life(&gpus, GPU) != Life::Quarantined {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(settled(&gpus, GPU).await, Life::Free, "{}", why(&gpus, GPU));
+}
+
+/// After a reboot, or an update of the owner's, the driver it had may not be loaded. That says nothing against the GPU.
+#[tokio::test]
+async fn a_gpu_whose_driver_has_gone_from_the_host_stays_on_vfio_pci_and_is_free() {
+    let lab = Lab::new();
+    let gpus = lab.agent(BOOT).await;
+    let instance = Uuid::now_v7();
+    let home = lab.driver(GPU).unwrap();
+    let bound = gpus.bind(instance, &[pci(GPU)], owner()).await.unwrap();
+    gpus.hold(&bound).await.unwrap();
+    std::fs::remove_dir_all(lab.kernel.host().root().join("sys/bus/pci/drivers").join(home)).unwrap();
+    gpus.release(instance, &[pci(GPU)]).await;
+    assert_eq!(life(&gpus, GPU), Life::Free, "{}", why(&gpus, GPU));
+    assert_eq!(lab.driver(GPU), driver("vfio-pci"));
+    gpus.bind(Uuid::now_v7(), &[pci(GPU)], owner()).await.unwrap();
+}
+
 // orig-G5, orig-G6: a write that hangs held the original's lock for ever.
 #[tokio::test]
 async fn slow_orig_g5_a_gpu_that_hangs_is_left_and_the_others_are_lent() {

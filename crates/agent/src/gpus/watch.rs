@@ -42,11 +42,13 @@ pub enum OperatorError {
 
 impl Gpus {
     /// Goes on where an earlier agent stopped, for the GPUs that no instance holds: those are nobody's business but
-    /// ours. `held` are the others. Does not wait: what is being cleansed is not lent meanwhile.
+    /// ours. `held` are the others; of these only the quarantined ones are, which no VM can have. Does not wait: what is
+    /// being cleansed is not lent meanwhile.
     pub fn recover(&self, held: &BTreeSet<PciAddress>) {
         self.resume_services();
         for record in self.records() {
-            if held.contains(&record.address) || !self.needs_cleansing(&record) {
+            let business = record.life == Life::Quarantined || !held.contains(&record.address);
+            if !business || !self.needs_cleansing(&record) {
                 continue;
             }
             tracing::info!(gpu = %record.address, life = ?record.life, "cleansing what an earlier agent left");
