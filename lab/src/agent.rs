@@ -103,6 +103,11 @@ pub(crate) fn pid(machine: &Machine) -> Result<u32> {
 pub(crate) fn kill(machine: &Machine) -> Result<()> {
     let old = pid(machine)?;
     machine.remote.must(&format!("kill -9 {old}"), QUICK)?;
+    wait_for_the_next(machine, old)
+}
+
+/// Waits until systemd has started another agent than `old`, and that one answers.
+pub(crate) fn wait_for_the_next(machine: &Machine, old: u32) -> Result<()> {
     let until = Instant::now() + START;
     while pid(machine).ok().is_none_or(|new| new == old) {
         if Instant::now() > until {

@@ -1,9 +1,11 @@
 //! The lab's server as data: what hardware a scenario asks for, and the QEMU arguments that make it. Pure.
 //!
 //! ```text
-//! pcie.0 ── 00:10.0 root port ── slot 0        node 1: pxb-pcie, bus 0x40
+//! pcie.0 ── 00:10.0 root port ── slot 0        node n: pxb-pcie, bus 0x40·(n+1)
 //!        ── 00:11.0 root port ── slot 1                 └── 40:00.0 root port ── slot n
 //! ```
+//! Only a root of its own tells the server which node its slots are near; pcie.0 is near none.
+//!
 //! Each slot hangs on a root port with an address of its own, so the driver finds a slot's devices in the server's sysfs
 //! without knowing what bus numbers the firmware gave out.
 
@@ -29,8 +31,8 @@ pub(crate) struct L1 {
 pub(crate) struct Slot {
     /// What scenarios call it.
     pub(crate) name: &'static str,
-    /// NUMA node of its PCI root.
-    pub(crate) node: u32,
+    /// NUMA node of its PCI root; none: pcie.0.
+    pub(crate) node: Option<u32>,
     /// How its devices are connected.
     pub(crate) wiring: Wiring,
     /// Its devices, function 0 first.
@@ -75,7 +77,7 @@ impl Device {
 
 impl Slot {
     fn new(name: &'static str, devices: &[Device]) -> Self {
-        Self { name, node: 0, wiring: Wiring::Functions, devices: devices.to_vec() }
+        Self { name, node: None, wiring: Wiring::Functions, devices: devices.to_vec() }
     }
 }
 
@@ -129,8 +131,8 @@ impl L1 {
 
     /// Two sockets with a GPU each.
     pub(crate) fn two_nodes() -> Self {
-        let far = Slot { node: 1, ..Slot::new(slot::B, &[Device::Display]) };
-        Self { numa_nodes: 2, slots: vec![Slot::new(slot::A, &[Device::Display]), far], ..Self::plain() }
+        let on = |node, name| Slot { node: Some(node), ..Slot::new(name, &[Device::Display]) };
+        Self { numa_nodes: 2, slots: vec![on(0, slot::A), on(1, slot::B)], ..Self::plain() }
     }
 
     /// Address of the root port of a slot.
@@ -138,8 +140,8 @@ impl L1 {
         let index = self.slots.iter().position(|slot| slot.name == name)?;
         let slot = self.slots.get(index)?;
         Some(match slot.node {
-            0 => format!("0000:00:{:02x}.0", FIRST_PORT + index),
-            node => format!("0000:{:02x}:{index:02x}.0", node * PXB_BUSES),
+            None => format!("0000:00:{:02x}.0", FIRST_PORT + index),
+            Some(node) => format!("0000:{:02x}:{index:02x}.0", first_bus(node)),
         })
     }
 
@@ -170,8 +172,8 @@ impl L1 {
                 let (first, last) = (node * share, (node + 1) * share - 1);
                 add("-numa", format!("node,nodeid={node},memdev=ram{node},cpus={first}-{last}"));
             }
-            for node in 1..self.numa_nodes {
-                let bus = node * PXB_BUSES;
+            for node in 0..self.numa_nodes {
+                let bus = first_bus(node);
                 add("-device", format!("pxb-pcie,id=root{node},bus=pcie.0,bus_nr={bus},numa_node={node}"));
             }
         }
@@ -187,10 +189,15 @@ const FIRST_PORT: usize = 0x10;
 /// Bus numbers of each further PCI root.
 const PXB_BUSES: u32 = 0x40;
 
+/// First bus number of the PCI root of a node.
+fn first_bus(node: u32) -> u32 {
+    (node + 1) * PXB_BUSES
+}
+
 fn slot_arguments(index: usize, slot: &Slot, add: &mut impl FnMut(&str, String)) {
     let (bus, number) = match slot.node {
-        0 => ("pcie.0".to_owned(), FIRST_PORT + index),
-        node => (format!("root{node}"), index),
+        None => ("pcie.0".to_owned(), FIRST_PORT + index),
+        Some(node) => (format!("root{node}"), index),
     };
     let (port, chassis) = (format!("port{index}"), index + 1);
     add(
@@ -244,10 +251,10 @@ mod tests {
     fn a_far_slot_hangs_on_the_root_of_its_node() {
         let shape = L1::two_nodes();
         let shown = devices(&shape).join("\n");
-        assert!(shown.contains("pxb-pcie,id=root1,bus=pcie.0,bus_nr=64,numa_node=1"), "{shown}");
+        assert!(shown.contains("pxb-pcie,id=root1,bus=pcie.0,bus_nr=128,numa_node=1"), "{shown}");
         assert!(shown.contains("id=port1,bus=root1,addr=0x1,"), "{shown}");
-        assert_eq!(shape.port_of(slot::A).as_deref(), Some("0000:00:10.0"));
-        assert_eq!(shape.port_of(slot::B).as_deref(), Some("0000:40:01.0"));
+        assert_eq!(shape.port_of(slot::A).as_deref(), Some("0000:40:00.0"));
+        assert_eq!(shape.port_of(slot::B).as_deref(), Some("0000:80:01.0"));
         assert_eq!(shape.port_of("none"), None);
     }
 }

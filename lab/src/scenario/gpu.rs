@@ -23,7 +23,7 @@ fn count(classes: &[String], wanted: &str) -> usize {
 }
 
 /// Starts the agent with these slots for rent; their functions, slot by slot.
-fn rent(machine: &Machine, slots: &[&str]) -> Result<Vec<Vec<String>>> {
+pub(super) fn rent(machine: &Machine, slots: &[&str]) -> Result<Vec<Vec<String>>> {
     let functions: Vec<Vec<String>> =
         slots.iter().map(|slot| machine.addresses(slot)).collect::<Result<_>>()?;
     let first: Vec<String> = functions.iter().filter_map(|slot| slot.first().cloned()).collect();
@@ -32,7 +32,7 @@ fn rent(machine: &Machine, slots: &[&str]) -> Result<Vec<Vec<String>>> {
 }
 
 /// After a tenancy: free, with the drivers it had.
-fn ensure_returned(machine: &Machine, functions: &[String], drivers: &[String]) -> Result<()> {
+pub(super) fn ensure_returned(machine: &Machine, functions: &[String], drivers: &[String]) -> Result<()> {
     let address = functions.first().context("a slot is empty")?;
     gpu::wait_for(machine, address, "free", SANITIZED)?;
     let now = gpu::drivers(machine, functions)?;

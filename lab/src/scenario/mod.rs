@@ -7,8 +7,10 @@ mod boot;
 mod fault;
 mod gpu;
 mod hostile;
+mod pinning;
 mod plain;
 mod reset;
+mod strike;
 
 use anyhow::Result;
 
@@ -143,6 +145,27 @@ pub(crate) const ALL: &[Scenario] = &[
         long: true,
         shape: L1::gpus,
         run: gpu::agent_killed,
+    },
+    Scenario {
+        name: "gpu_struck_creating",
+        about: "SIGKILL of the agent at every step boundary of create with a GPU",
+        long: true,
+        shape: L1::gpus,
+        run: strike::create,
+    },
+    Scenario {
+        name: "gpu_struck_deleting",
+        about: "SIGKILL of the agent at every step boundary of delete with a GPU",
+        long: true,
+        shape: L1::gpus,
+        run: strike::delete,
+    },
+    Scenario {
+        name: "gpu_pinning",
+        about: "what VFIO takes to pin the RAM: huge pages against cold pages of 4 KiB",
+        long: true,
+        shape: L1::gpus,
+        run: pinning::run,
     },
     Scenario {
         name: "gpu_reset_running",

@@ -67,6 +67,7 @@ const HOST_PACKAGES: &[&str] = &[
     "pciutils",
     "iproute2",
     "procps",
+    "strace",
     "python3",
     "curl",
     "netbase",
