@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use qudata_guest::{
     keys::{GuestKey, HostKey},
-    seed::{Seed, SeedSpec, StaticNetwork, UserData},
+    seed::{Seed, SeedSpec, StaticNetwork},
 };
 use qudata_qemu::{
     argv::plan_argv,
@@ -127,14 +127,13 @@ fn machine(place: &Path, keys: &Keys) -> Result<Machine> {
 
 fn write_seed(keys: &Keys, mac: MacAddress, to: &Path) -> Result<()> {
     let key = GuestKey::parse(&keys.public)?;
-    let user_data = UserData::parse(&truth::user_data())?;
     let seed = Seed::render(&SeedSpec {
         instance_id: "original",
         hostname: "original",
         host_key: &HostKey::generate()?,
         management_key: &key,
         ssh_keys: &[],
-        user_data: Some(&user_data),
+        user_data: None,
         network: StaticNetwork::behind_backend(mac.bytes(), 1500),
     });
     seed.write_iso(to).context("writing the seed")
