@@ -141,9 +141,13 @@ impl Client {
 
     /// The head of a request, up to the empty line and without it.
     pub fn head(&self, method: &str, path: &str) -> String {
+        self.head_for("agent", method, path)
+    }
+
+    fn head_for(&self, host: &str, method: &str, path: &str) -> String {
         let secret =
             self.secret.as_ref().map(|secret| format!("X-Agent-Secret: {secret}\r\n")).unwrap_or_default();
-        format!("{method} {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n{secret}")
+        format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{secret}")
     }
 
     /// One call with a body of any sort.
@@ -151,12 +155,44 @@ impl Client {
     /// # Errors
     /// When there is no answer.
     pub fn send(&self, method: &str, path: &str, body: &[u8]) -> io::Result<Reply> {
-        let head = self.head(method, path);
-        let mut bytes =
-            format!("{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len())
-                .into_bytes();
-        bytes.extend_from_slice(body);
-        self.raw(&bytes)
+        self.raw(&whole(self.head(method, path), body))
+    }
+
+    /// One call with a JSON body, or without one.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> io::Result<Reply> {
+        self.send(method, path, body.map(Value::to_string).unwrap_or_default().as_bytes())
+    }
+}
+
+/// A head with its body.
+fn whole(head: String, body: &[u8]) -> Vec<u8> {
+    let mut bytes = head.into_bytes();
+    bytes.extend_from_slice(
+        format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes(),
+    );
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// A server that has several names, asked by one of them: what a reverse proxy such as frps routes by.
+#[derive(Debug, Clone)]
+pub struct VirtualHost {
+    /// The server.
+    pub server: Client,
+    /// The name, sent as `Host`.
+    pub name: String,
+}
+
+impl VirtualHost {
+    /// One call with a body of any sort.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn send(&self, method: &str, path: &str, body: &[u8]) -> io::Result<Reply> {
+        self.server.raw(&whole(self.server.head_for(&self.name, method, path), body))
     }
 
     /// One call with a JSON body, or without one.

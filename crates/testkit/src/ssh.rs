@@ -3,10 +3,13 @@
 #![allow(clippy::panic, reason = "dev only: a test that cannot go on stops here, with a sentence")]
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, BufRead, BufReader, Write},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::tool::{self, Output};
@@ -41,23 +44,24 @@ impl KeyPair {
 pub struct Login {
     identity: PathBuf,
     known_hosts: PathBuf,
-    port: u16,
+    address: SocketAddr,
 }
 
 impl Login {
     /// Pins `host_key` for `port` of this machine in a file in `dir`.
     pub fn new(dir: &Path, identity: &Path, port: u16, host_key: &str) -> Self {
-        let known_hosts = dir.join(format!("known_hosts-{port}"));
-        let line = format!("guest-{port} {host_key}\n");
-        fs::write(&known_hosts, line).unwrap_or_else(|e| panic!("{}: {e}", known_hosts.display()));
-        Self { identity: identity.to_owned(), known_hosts, port }
+        Self::at(dir, identity, (Ipv4Addr::LOCALHOST, port).into(), host_key)
     }
 
-    /// Runs a command as root in the guest.
-    ///
-    /// # Errors
-    /// When ssh does not end in time. A refused login is an [`Output`] with status 255.
-    pub fn try_run(&self, command: &str) -> io::Result<Output> {
+    /// Pins `host_key` for the guest behind `address` in a file in `dir`.
+    pub fn at(dir: &Path, identity: &Path, address: SocketAddr, host_key: &str) -> Self {
+        let known_hosts = dir.join(format!("known_hosts-{}", address.port()));
+        let line = format!("guest-{} {host_key}\n", address.port());
+        fs::write(&known_hosts, line).unwrap_or_else(|e| panic!("{}: {e}", known_hosts.display()));
+        Self { identity: identity.to_owned(), known_hosts, address }
+    }
+
+    fn command(&self, command: &str) -> Command {
         let mut ssh = Command::new("ssh");
         ssh.args([
             "-F",
@@ -70,12 +74,33 @@ impl Login {
             "ConnectTimeout=20",
         ])
         .args(["-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR", "-o", "GlobalKnownHostsFile=none"])
-        .args(["-o", &format!("HostKeyAlias=guest-{}", self.port)])
+        .args(["-o", &format!("HostKeyAlias=guest-{}", self.address.port())])
         .args(["-o", &format!("UserKnownHostsFile={}", self.known_hosts.display())])
-        .args(["-p", &self.port.to_string(), "-i"])
+        .args(["-p", &self.address.port().to_string(), "-i"])
         .arg(&self.identity)
-        .args(["root@127.0.0.1", command]);
-        tool::run(&mut ssh, DEADLINE)
+        .args([&format!("root@{}", self.address.ip()), command]);
+        ssh
+    }
+
+    /// A session that stays open and says back every line it is told.
+    #[track_caller]
+    pub fn session(&self) -> Session {
+        let child = self.command("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.unwrap_or_else(|e| panic!("ssh: {e}"));
+        let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
+            panic!("ssh has no pipes")
+        };
+        let mut session = Session { child, to, from: BufReader::new(from) };
+        session.talk("the first line");
+        session
+    }
+
+    /// Runs a command as root in the guest.
+    ///
+    /// # Errors
+    /// When ssh does not end in time. A refused login is an [`Output`] with status 255.
+    pub fn try_run(&self, command: &str) -> io::Result<Output> {
+        tool::run(&mut self.command(command), DEADLINE)
     }
 
     /// Runs a command as root in the guest that must succeed; its output.
@@ -100,5 +125,46 @@ impl Login {
         let output = self.try_run("true").unwrap_or_else(|e| panic!("{e}"));
         let refused = output.status.code() == Some(255) && output.stderr.contains("Permission denied");
         assert!(refused, "the key was not refused: {output:?}");
+    }
+}
+
+/// An open session. Dropping it ends it.
+#[derive(Debug)]
+pub struct Session {
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+impl Session {
+    /// The guest must say back what it is told; how long that took.
+    #[track_caller]
+    pub fn talk(&mut self, words: &str) -> Duration {
+        let start = Instant::now();
+        let told = writeln!(self.to, "{words}").and_then(|()| self.to.flush());
+        told.unwrap_or_else(|e| panic!("the session takes no more words: {e}"));
+        let mut back = String::new();
+        let read = self.from.read_line(&mut back);
+        read.unwrap_or_else(|e| panic!("the session cannot be read: {e}"));
+        assert_eq!(back.trim_end(), words, "the session has ended, or says something else");
+        start.elapsed()
+    }
+
+    /// Waits until the session has ended by itself.
+    #[track_caller]
+    pub fn wait_for_end(&mut self, within: Duration) {
+        let until = Instant::now() + within;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            assert!(Instant::now() < until, "the session is open after {within:?}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

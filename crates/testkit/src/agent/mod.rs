@@ -15,11 +15,14 @@
 
 mod events;
 mod instances;
+mod outside;
 mod setup;
 mod slot;
+mod small_disk;
 
 use std::{
     fs,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
     sync::Mutex,
@@ -34,6 +37,7 @@ pub use self::{
     events::{Event, Events},
     instances::TestInstance,
     setup::{Image, Setup},
+    small_disk::SmallDisk,
 };
 use crate::{
     http::{Client, Reply},
@@ -56,23 +60,23 @@ const SETTLE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct TestAgent {
     setup: Setup,
+    /// Before the slot, whose directory it is mounted in.
+    disk: Option<SmallDisk>,
     slot: Slot,
     child: Mutex<Option<Child>>,
     client: Client,
 }
 
 impl TestAgent {
-    fn start(setup: Setup, slot: Slot) -> Self {
+    fn start(setup: Setup, disk: Option<SmallDisk>, slot: Slot) -> Self {
         let client = Client {
             address: ([127, 0, 0, 1], slot.api_port()).into(),
             secret: None,
             deadline: Duration::from_secs(30),
         };
-        let mut agent = Self { setup, slot, child: Mutex::new(None), client };
+        let mut agent = Self { setup, disk, slot, child: Mutex::new(None), client };
         agent.launch();
-        let secret = fs::read_to_string(agent.data_dir().join("agent_secret"));
-        let secret = secret.unwrap_or_else(|e| panic!("the agent runs and left no agent_secret: {e}"));
-        agent.client.secret = Some(secret.trim().to_owned());
+        agent.client.secret = Some(agent.wait_for_secret());
         let tables = leakcheck::tables(&agent.slot.table()).unwrap_or_else(|e| panic!("{e}"));
         assert!(
             !tables.is_empty(),
@@ -80,6 +84,27 @@ impl TestAgent {
             agent.slot.table()
         );
         agent
+    }
+
+    /// The file system of its own that [`Setup::small_disk`] gave its data.
+    pub fn disk(&self) -> &SmallDisk {
+        self.disk.as_ref().expect("the agent was set up with a small disk")
+    }
+
+    /// Its secret: there at once for one that stands alone, given by the control plane otherwise.
+    fn wait_for_secret(&self) -> String {
+        let until = Instant::now() + START;
+        loop {
+            match fs::read_to_string(self.data_dir().join("agent_secret")) {
+                Ok(secret) => return secret.trim().to_owned(),
+                Err(_) if self.setup.frpc.is_some() && Instant::now() < until => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(e) => {
+                    panic!("the agent runs and left no agent_secret: {e}\n{}", self.log_tail())
+                }
+            }
+        }
     }
 
     fn launch(&self) {
@@ -212,7 +237,12 @@ impl TestAgent {
     /// Processes of this agent's VMs and their networks.
     pub fn vm_processes(&self) -> Vec<Seen> {
         let all = Seen::all().expect("/proc can be listed");
-        all.into_iter().filter(|p| self.slot.uids().contains(&p.uid) && p.state != 'Z').collect()
+        all.into_iter().filter(|p| self.slot.vm_uids().contains(&p.uid) && p.state != 'Z').collect()
+    }
+
+    /// `QUDATA_SSH_PORTS` of its corner.
+    pub fn ssh_ports(&self) -> RangeInclusive<u16> {
+        self.slot.ssh_ports()
     }
 
     /// A look at the corner, to be compared after the story.
@@ -223,7 +253,7 @@ impl TestAgent {
     /// What belongs to this agent.
     pub fn scope(&self) -> Scope {
         let mut scope = Scope::new([self.data_dir(), self.run_dir(), self.log_dir()], self.slot.uids());
-        scope.executables = vec![self.slot.binary()];
+        scope.executables = [self.slot.binary()].into_iter().chain(self.frpc_path()).collect();
         scope.ports = self.slot.port_ranges();
         scope.tables = self.slot.table();
         scope.agent = self.with_child(|child| child.id());
@@ -250,7 +280,7 @@ impl Drop for TestAgent {
         if self.ended().is_none() {
             self.kill9();
         }
-        for process in self.vm_processes() {
+        for process in self.vm_processes().into_iter().chain(self.frpc_processes()) {
             process.signal(Signal::KILL);
         }
         for (family, name) in leakcheck::tables(&self.slot.table()).unwrap_or_default() {

@@ -10,7 +10,12 @@ use std::{
     time::Duration,
 };
 
-use super::{TestAgent, slot::Slot};
+use super::{
+    TestAgent,
+    outside::{self, Frpc},
+    slot::Slot,
+    small_disk::SmallDisk,
+};
 use crate::tool;
 
 /// An agent that is expected not to start may take this long to say so.
@@ -62,12 +67,16 @@ pub struct Setup {
     image: Image,
     changes: BTreeMap<String, Option<String>>,
     file: String,
+    /// Size of the file system of the agent's data, for one of its own.
+    small_disk: Option<u64>,
+    /// The tunnel client, for an agent with a tunnel.
+    pub(super) frpc: Option<Frpc>,
 }
 
 impl Setup {
     /// An agent whose VMs start from `image`.
     pub fn new(image: Image) -> Self {
-        Self { image, changes: BTreeMap::new(), file: String::new() }
+        Self { image, changes: BTreeMap::new(), file: String::new(), small_disk: None, frpc: None }
     }
 
     /// With this environment variable.
@@ -91,11 +100,20 @@ impl Setup {
         self
     }
 
+    /// With its data on a file system of its own, of so many bytes; see [`TestAgent::disk`].
+    #[must_use]
+    pub fn small_disk(mut self, bytes: u64) -> Self {
+        self.small_disk = Some(bytes);
+        self
+    }
+
     /// Starts it and waits until it answers.
     pub fn start(self) -> TestAgent {
         let slot = Slot::take();
         self.prepare(&slot);
-        TestAgent::start(self, slot)
+        let image = slot.dir().join("disk.img");
+        let disk = self.small_disk.map(|bytes| SmallDisk::mount(&image, &slot.data_dir(), bytes));
+        TestAgent::start(self, disk, slot)
     }
 
     /// Starts it, expecting that it refuses to; what it said.
@@ -124,6 +142,9 @@ impl Setup {
         fs::hard_link(&from, &to)
             .or_else(|_| fs::copy(&from, &to).map(drop))
             .unwrap_or_else(|e| panic!("cannot put {} into {}: {e}", from.display(), slot.dir().display()));
+        if let Some(frpc) = &self.frpc {
+            frpc.prepare(slot);
+        }
         fs::write(config(slot), &self.file).unwrap_or_else(|e| panic!("cannot write the settings file: {e}"));
     }
 
@@ -160,7 +181,7 @@ impl Setup {
             ("QUDATA_DATA_DIR", text(&slot.data_dir())),
             ("QUDATA_LOG_DIR", text(&slot.dir().join("log"))),
             ("QUDATA_VM_RUN_DIR", text(&slot.dir().join("run"))),
-            ("QUDATA_VM_UID_BASE", slot.uids().start().to_string()),
+            ("QUDATA_VM_UID_BASE", slot.vm_uids().start().to_string()),
             ("QUDATA_AGENT_PORT", slot.api_port().to_string()),
             ("QUDATA_SSH_PORTS", range(slot.ssh_ports())),
             ("QUDATA_APP_PORTS", range(slot.app_ports())),
@@ -168,6 +189,10 @@ impl Setup {
         ];
         let mut environment: BTreeMap<String, String> =
             defaults.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        if let Some(frpc) = &self.frpc {
+            environment.insert("QUDATA_FRPC_BINARY".to_owned(), text(&frpc.path(slot)));
+            environment.insert("QUDATA_FRPC_CONFIG".to_owned(), text(&outside::config(slot.dir())));
+        }
         for (name, value) in &self.changes {
             match value {
                 Some(value) => environment.insert(name.clone(), value.clone()),

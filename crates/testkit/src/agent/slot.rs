@@ -56,9 +56,15 @@ impl Slot {
         self.dir.join("qudata-agent")
     }
 
+    /// All users of this corner: that of frpc, then those of the VMs.
     pub(super) fn uids(&self) -> RangeInclusive<u32> {
         let first = 800_000 + 1000 * u32::from(self.number);
         first..=first + 999
+    }
+
+    /// Users of the VMs. The agent runs frpc as the one before the first.
+    pub(super) fn vm_uids(&self) -> RangeInclusive<u32> {
+        self.uids().start() + 1..=*self.uids().end()
     }
 
     pub(super) fn api_port(&self) -> u16 {
