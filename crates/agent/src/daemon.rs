@@ -23,10 +23,12 @@ use qudata_qemu::{
 use qudata_vfio::door::{CHILD_COMMAND, Door};
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::watch,
     task::JoinSet,
 };
 
 use crate::{
+    control_plane::{Membership, RegistrationError},
     gpus::{GpuSetup, Gpus, record::GpuRecord},
     http::{
         self, Api,
@@ -34,9 +36,9 @@ use crate::{
     },
     instances::Instances,
     launching::choose_launcher,
+    outside,
     paths::Paths,
     recovery,
-    secret::AgentSecret,
     settings::{FirmwareKind, Settings},
     site::Site,
     store::{OpenStoreError, Opened, Store},
@@ -82,6 +84,9 @@ pub enum DaemonError {
     /// VMs shall be units of systemd, and cannot.
     #[error("QUDATA_LAUNCHER=systemd cannot be used")]
     Launcher(#[source] SystemdError),
+    /// What is kept of the control plane cannot be used, or frp is wanted without one.
+    #[error("the registration of this host cannot be used")]
+    Membership(#[source] RegistrationError),
     /// Something else that the agent needs at start.
     #[error("cannot {attempt}")]
     Start {
@@ -118,8 +123,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     if !tenants {
         check_kvm(&settings, paths.run()).await?;
     }
-    let secret =
-        AgentSecret::load_or_create(&paths.secret()).map_err(cannot("read or make the agent's secret"))?;
+    let membership = Membership::decide(&settings).map_err(DaemonError::Membership)?;
+    let (secret, callers_secret) = watch::channel(membership.secret().clone());
     let tcp = sockets::listen_tcp(settings.listen, settings.agent_port).await.map_err(DaemonError::Listen)?;
     let port = tcp.local_addr().map_err(cannot("read the API's port"))?.port();
     let unix = sockets::listen_unix(&paths.socket()).await.map_err(DaemonError::Listen)?;
@@ -143,6 +148,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     }
     tracing::info!(port, instances = instances.list().len(), "ready");
     // Ends with this function.
+    let connections = outside::connect(&site, &instances, port, membership, secret);
     let mut watches = JoinSet::new();
     watches.spawn(guard_egress(site.clone(), instances.clone()));
     let gpus = site.gpus.clone();
@@ -154,8 +160,8 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         ended.await;
         supervision::tell_stopping();
     };
-    http::serve(Api::new(instances.clone(), secret), tcp, unix, stopping).await;
-    drop(watches);
+    http::serve(Api::new(instances.clone(), callers_secret), tcp, unix, stopping).await;
+    drop((watches, connections));
     let _ = durable::remove_file(&site.paths.socket());
     if instances.list().is_empty() {
         // Nobody is left to be confined.
@@ -284,6 +290,7 @@ async fn make_site(
         paths,
         store,
         gpus,
+        changes: watch::Sender::new(()),
     };
     Ok((site, unconfined))
 }

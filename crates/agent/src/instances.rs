@@ -2,9 +2,9 @@
 //! HTTP call; reads are snapshots and never wait.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use jiff::Timestamp;
@@ -19,18 +19,21 @@ use qudata_qemu::{
     egress::{self, EgressError},
     memory::observe_hugepages,
 };
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::{
     gpus::{GpuOffer, OperatorError},
     instance::{
         events::EventFeed,
-        handle::Handle,
+        handle::{Handle, PortMove},
         record::{InstanceRecord, InstanceSpec, Leases, Phase},
         spec::{Wish, parse_key},
         task::{self, Beginning},
     },
-    inventory::{Free, Taken, plan_free, plan_huge, plan_leases, plan_sizes},
+    inventory::{Free, Ports, Taken, plan_free, plan_huge, plan_leases, plan_sizes},
+    outside::Outside,
+    publishing::plan::{Published, pick},
     refusal::{Refusal, chain},
     settings::TunnelKind,
     site::Site,
@@ -53,6 +56,8 @@ struct Inner {
     started_at: Timestamp,
     port: u16,
     problems: Mutex<Vec<Problem>>,
+    /// Set once by the daemon where there are a tunnel and a control plane.
+    outside: OnceLock<Outside>,
 }
 
 impl Instances {
@@ -61,13 +66,61 @@ impl Instances {
         let (table, admission, problems) =
             (Mutex::default(), tokio::sync::Mutex::default(), Mutex::default());
         Self {
-            inner: Arc::new(Inner { site, table, admission, started_at: Timestamp::now(), port, problems }),
+            inner: Arc::new(Inner {
+                site,
+                table,
+                admission,
+                started_at: Timestamp::now(),
+                port,
+                problems,
+                outside: OnceLock::new(),
+            }),
         }
     }
 
     /// Shows these problems of the host from now on.
     pub fn report(&self, problems: Vec<Problem>) {
         self.problems().extend(problems);
+    }
+
+    /// Shows how the connections to the outside are doing from now on.
+    pub fn watch_outside(&self, outside: Outside) {
+        // Told once, by the daemon.
+        let _ = self.inner.outside.set(outside);
+    }
+
+    /// Told whenever an instance changes or is gone.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.inner.site.changes.subscribe()
+    }
+
+    /// What is to be published, oldest instance first. An instance that is being deleted is withdrawn at once.
+    pub fn published(&self) -> Vec<Published> {
+        self.handles().iter().filter_map(|handle| published(handle, &handle.view())).collect()
+    }
+
+    /// Adds to the history of an instance, if it is still there.
+    pub fn note(&self, id: Uuid, phase: &str, message: Option<String>) {
+        if let Ok(handle) = self.find(id) {
+            handle.note(phase, message);
+        }
+    }
+
+    /// Publishes a port of a guest under another number than `from`, which the tunnel server gives to somebody else.
+    ///
+    /// # Errors
+    /// When the range is used up or the instance does not answer.
+    pub async fn move_port(&self, id: Uuid, guest: u16, from: u16) -> Result<(), Refusal> {
+        let handle = self.find(id)?;
+        let range = self.inner.site.limits().ssh_ports;
+        let mut taken: BTreeSet<u16> =
+            self.published().iter().flat_map(|p| p.public.values().copied()).collect();
+        taken.insert(from);
+        let to = pick(&range, &taken, rand::random_range(range.clone())).ok_or_else(|| {
+            let sentence = format!("no public port is free from {} to {}", range.start(), range.end());
+            Refusal::new(ErrorCode::PortTaken, sentence)
+        })?;
+        handle.move_port(PortMove { guest, from, to }).await
     }
 
     /// Checks that every instance is confined by the egress policy, and puts the policy back where it is not.
@@ -107,12 +160,37 @@ impl Instances {
 
     /// All instances, oldest first.
     pub fn list(&self) -> Vec<InstanceView> {
-        self.handles().iter().map(Handle::view).collect()
+        self.handles().iter().map(|handle| self.show(handle)).collect()
     }
 
     /// One instance.
     pub fn get(&self, id: Uuid) -> Option<InstanceView> {
-        self.find(id).ok().map(|handle| handle.view())
+        self.find(id).ok().map(|handle| self.show(&handle))
+    }
+
+    /// An instance with what the tunnel says of it.
+    fn show(&self, handle: &Handle) -> InstanceView {
+        let mut view = handle.view();
+        let status = self.inner.outside.get().and_then(|outside| outside.tunnel.as_ref());
+        let Some((published, status)) = published(handle, &view).zip(status.map(watch::Receiver::borrow))
+        else {
+            return view;
+        };
+        view.routes = published.views(&self.inner.site.public_host(), &status);
+        view.problems.extend(view.routes.iter().filter_map(|route| {
+            let reason = route.reason.as_ref()?;
+            Some(Problem {
+                code: "port_not_published".to_owned(),
+                message: format!(
+                    "port {} of the guest is not published as {}: {reason}",
+                    route.guest_port, route.address
+                ),
+                remedy: "the tunnel server's owner can tell who has it; the instance itself is not affected"
+                    .to_owned(),
+                since: view.since,
+            })
+        }));
+        view
     }
 
     /// The only instance.
@@ -153,9 +231,9 @@ impl Instances {
         let created = Created {
             ports: record
                 .leases
-                .ports
+                .public_ports()
                 .iter()
-                .map(|(guest, host)| (guest.to_string(), host.to_string()))
+                .map(|(guest, public)| (guest.to_string(), public.to_string()))
                 .collect(),
             id: record.id,
             name: record.spec.name.clone(),
@@ -180,8 +258,12 @@ impl Instances {
         let host = HostCapacity::observe(&site.settings.data_dir)
             .map_err(|e| fault("the capacity of this host cannot be read", &e))?;
         let offer = site.gpus.offer();
-        let bindable = |port| bindable(site.settings.listen, port);
-        let leases = plan_leases(wish, &taken, &limits, &offer, &bindable)?;
+        let ports = Ports {
+            routed: &self.routed(),
+            start: rand::random_range(limits.ssh_ports.clone()),
+            bindable: &|port| bindable(site.settings.listen, port),
+        };
+        let leases = plan_leases(wish, &taken, &limits, &offer, &ports)?;
         let free = Free { huge: huge(&leases, &offer, &taken), ..plan_free(&host, &taken, &limits) };
         let sizes = plan_sizes(wish, &free, image.virtual_size, &limits)?;
         let id = Uuid::now_v7();
@@ -327,6 +409,7 @@ impl Instances {
             disk_free: none,
         });
         let free = plan_free(&observed, &taken, &site.limits());
+        let outside = self.inner.outside.get().cloned().unwrap_or_default();
         HostView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: *started_at,
@@ -334,6 +417,8 @@ impl Instances {
             accel: settings.accel.to_string(),
             firmware: settings.firmware.to_string(),
             tunnel: settings.tunnel.to_string(),
+            tunnel_link: outside.tunnel_link(&site.public_host()),
+            control_plane: outside.control_plane_link(&settings.service_url.to_string()),
             listen: settings.listen.to_string(),
             port: *port,
             cpus: observed.cpus,
@@ -342,7 +427,13 @@ impl Instances {
             disk_total: observed.disk_total.bytes(),
             disk_free: free.disk.bytes(),
             instances: taken.len(),
-            problems: self.problems().iter().cloned().chain(site.gpus.problems()).collect(),
+            problems: self
+                .problems()
+                .iter()
+                .cloned()
+                .chain(site.gpus.problems())
+                .chain(outside.problems())
+                .collect(),
         }
     }
 
@@ -361,6 +452,14 @@ impl Instances {
             starting: matches!(handle.view().state, InstanceState::Provisioning),
         };
         self.handles().iter().map(take).collect()
+    }
+
+    /// Host ports that the tunnel still leads to: given to a new instance now, an old name would reach its guest.
+    fn routed(&self) -> BTreeSet<u16> {
+        let status = self.inner.outside.get().and_then(|outside| outside.tunnel.as_ref());
+        status.map_or_else(BTreeSet::new, |status| {
+            status.borrow().routes.values().map(|found| found.route.local_port).collect()
+        })
     }
 
     fn find(&self, id: Uuid) -> Result<Handle, Refusal> {
@@ -382,6 +481,17 @@ impl Instances {
     fn table(&self) -> MutexGuard<'_, BTreeMap<(Timestamp, Uuid), Handle>> {
         self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What of an instance is to be published; nothing while it is being deleted, or when it has no name at the tunnel server.
+fn published(handle: &Handle, view: &InstanceView) -> Option<Published> {
+    let token = handle.holds().tunnel_token.clone()?;
+    if view.state == InstanceState::Deleting || handle.is_gone() {
+        return None;
+    }
+    let number = |text: &String| text.parse::<u16>().ok();
+    let public = view.ports.iter().filter_map(|(guest, public)| number(guest).zip(number(public))).collect();
+    Some(Published { id: handle.id(), ports: handle.holds().leases.ports.clone(), public, token })
 }
 
 /// Reserved pages for an instance with these GPUs.

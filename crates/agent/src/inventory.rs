@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     ops::RangeInclusive,
 };
 
@@ -20,6 +21,7 @@ use crate::{
         record::Leases,
         spec::{GpuWish, SSH_PORT, Wish},
     },
+    publishing::plan::plan_public,
     refusal::Refusal,
 };
 
@@ -51,6 +53,8 @@ pub struct Limits {
     pub app_ports: RangeInclusive<u16>,
     /// Host ports for the agent's own SSH.
     pub management_ports: RangeInclusive<u16>,
+    /// Public ports are those of a tunnel server.
+    pub tunneled: bool,
     /// vCPUs that may be promised per CPU of the host.
     pub cpu_overcommit: u32,
     /// RAM that is never given away.
@@ -174,7 +178,26 @@ pub fn plan_sizes(wish: &Wish, free: &Free, image: ByteSize, limits: &Limits) ->
     Ok(Sizes { cpus, memory, storage })
 }
 
-/// Finds what a new instance will hold. `bindable` asks the host whether a port is free right now.
+/// What a new instance cannot have beside the leases of the others.
+pub struct Ports<'a> {
+    /// Host ports that the tunnel still routes for an instance that is gone.
+    pub routed: &'a BTreeSet<u16>,
+    /// Where the search for a public port begins.
+    pub start: u16,
+    /// Asks the host whether a port is free right now.
+    pub bindable: &'a dyn Fn(u16) -> bool,
+}
+
+impl fmt::Debug for Ports<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ports")
+            .field("routed", self.routed)
+            .field("start", &self.start)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Finds what a new instance will hold.
 ///
 /// # Errors
 /// 409 when a port range or a GPU asked for is taken or unfit, 507 when too few GPUs are free.
@@ -183,15 +206,16 @@ pub fn plan_leases(
     taken: &[Taken],
     limits: &Limits,
     offer: &GpuOffer,
-    bindable: &dyn Fn(u16) -> bool,
+    host: &Ports<'_>,
 ) -> Result<Leases, Refusal> {
     let held: BTreeSet<u16> = taken
         .iter()
         .flat_map(|t| t.leases.ports.values().copied().chain([t.leases.management_port]))
+        .chain(host.routed.iter().copied())
         .collect();
     let mut chosen = BTreeSet::new();
     let mut pick = |range: &RangeInclusive<u16>, what: &str| {
-        let free = |port: &u16| !held.contains(port) && !chosen.contains(port) && bindable(*port);
+        let free = |port: &u16| !held.contains(port) && !chosen.contains(port) && (host.bindable)(*port);
         let port = range.clone().find(free).ok_or_else(|| {
             let sentence = format!("no {what} port is free from {} to {}", range.start(), range.end());
             Refusal::new(ErrorCode::PortTaken, sentence)
@@ -205,9 +229,24 @@ pub fn plan_leases(
         ports.insert(*guest, pick(range, "public")?);
     }
     let management_port = pick(&limits.management_ports, "management")?;
+    let public =
+        if limits.tunneled { public_ports(&ports, taken, limits, host.start)? } else { BTreeMap::new() };
     let slots: BTreeSet<u32> = taken.iter().map(|t| t.leases.slot).collect();
     let slot = (0..u32::MAX).find(|slot| !slots.contains(slot)).unwrap_or_default();
-    Ok(Leases { slot, ports, management_port, gpus: plan_gpus(&wish.gpus, taken, offer)? })
+    Ok(Leases { slot, ports, public, management_port, gpus: plan_gpus(&wish.gpus, taken, offer)? })
+}
+
+fn public_ports(
+    ports: &BTreeMap<u16, u16>,
+    taken: &[Taken],
+    limits: &Limits,
+    start: u16,
+) -> Result<BTreeMap<u16, u16>, Refusal> {
+    let used = taken.iter().flat_map(|t| t.leases.public.values().copied()).collect();
+    plan_public(ports, &limits.ssh_ports, &used, start).ok_or_else(|| {
+        let (first, last) = (limits.ssh_ports.start(), limits.ssh_ports.end());
+        Refusal::new(ErrorCode::PortTaken, format!("no public port is free from {first} to {last}"))
+    })
 }
 
 fn plan_gpus(wish: &GpuWish, taken: &[Taken], offer: &GpuOffer) -> Result<Vec<PciAddress>, Refusal> {

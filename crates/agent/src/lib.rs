@@ -1,6 +1,7 @@
 //! The daemon as a library: the only crate that joins passthrough, QEMU, guest and tunnel. See ARCHITECTURE.md for the
 //! tasks, their channels and the way of a request.
 
+pub mod control_plane;
 pub mod daemon;
 pub mod gpus;
 pub mod http;
@@ -8,7 +9,9 @@ pub mod instance;
 pub mod instances;
 pub mod inventory;
 pub mod launching;
+pub mod outside;
 pub mod paths;
+pub mod publishing;
 pub mod recovery;
 pub mod refusal;
 pub mod secret;

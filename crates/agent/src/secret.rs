@@ -1,5 +1,5 @@
-//! The secret that callers of the TCP API present. Owns its file and the comparison; made or loaded once at start by the
-//! daemon, asked by `http/auth`.
+//! The secret that callers of the TCP API present. Owns its shape, its file and the comparison; made or loaded at start by
+//! the daemon, replaced by `control_plane`, asked by `http/auth`.
 
 use std::{
     fmt,
@@ -12,6 +12,7 @@ use std::{
 use qudata_host::durable::{self, DurableError};
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
+use tokio::sync::watch;
 
 /// Shortest and longest secret accepted from a file: the control plane's are not ours to shape.
 const LENGTH: std::ops::RangeInclusive<usize> = 16..=512;
@@ -68,6 +69,21 @@ impl AgentSecret {
     /// # Errors
     /// When the file cannot be read or written, or holds no secret.
     pub fn load_or_create(path: &Path) -> Result<Self, SecretError> {
+        match Self::load(path)? {
+            Some(secret) => Ok(secret),
+            None => {
+                let secret = Self::random();
+                secret.save(path)?;
+                Ok(secret)
+            }
+        }
+    }
+
+    /// The secret in the file at `path`, which is made private; none when the file is absent or empty.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds no secret.
+    pub fn load(path: &Path) -> Result<Option<Self>, SecretError> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
@@ -77,26 +93,45 @@ impl AgentSecret {
             Err(source) => return Err(SecretError::Read { path: path.to_owned(), source }),
         };
         let text = SecretString::from(text);
-        match text.expose_secret().trim_end() {
-            "" => Self::create(path),
-            line if well_formed(line) => {
-                fs::set_permissions(path, Permissions::from_mode(0o600))
-                    .map_err(|source| SecretError::Protect { path: path.to_owned(), source })?;
-                Ok(Self(line.into()))
-            }
-            _ => Err(SecretError::Malformed { path: path.to_owned() }),
+        let line = text.expose_secret().trim_end();
+        if line.is_empty() {
+            return Ok(None);
         }
+        let secret = Self::parse(line).ok_or_else(|| SecretError::Malformed { path: path.to_owned() })?;
+        fs::set_permissions(path, Permissions::from_mode(0o600))
+            .map_err(|source| SecretError::Protect { path: path.to_owned(), source })?;
+        Ok(Some(secret))
     }
 
-    fn create(path: &Path) -> Result<Self, SecretError> {
+    /// A secret that somebody else made; none when it has not the shape of one: 16 to 512 printable ASCII characters
+    /// without spaces.
+    pub fn parse(text: &str) -> Option<Self> {
+        let plain = LENGTH.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        plain.then(|| Self(text.into()))
+    }
+
+    /// A new secret, known to nobody yet.
+    pub fn random() -> Self {
         use std::fmt::Write;
         let mut hex = String::with_capacity(64);
         for byte in rand::random::<[u8; 32]>() {
             // Writing to a String cannot fail.
             let _ = write!(hex, "{byte:02x}");
         }
-        durable::replace(path, hex.as_bytes(), 0o600).map_err(SecretError::Write)?;
-        Ok(Self(hex.into()))
+        Self(hex.into())
+    }
+
+    /// Keeps it in the file at `path`, which holds the old one or this one, never half of it.
+    ///
+    /// # Errors
+    /// When the file cannot be written; it is as it was then.
+    pub fn save(&self, path: &Path) -> Result<(), SecretError> {
+        durable::replace(path, self.0.expose_secret().as_bytes(), 0o600).map_err(SecretError::Write)
+    }
+
+    /// The text, for the header of a call to the control plane.
+    pub(crate) fn expose(&self) -> &str {
+        self.0.expose_secret()
     }
 
     /// Whether `given` is the secret. How long it takes does not tell how much of it is right.
@@ -105,8 +140,28 @@ impl AgentSecret {
     }
 }
 
-fn well_formed(line: &str) -> bool {
-    LENGTH.contains(&line.len()) && line.bytes().all(|byte| byte.is_ascii_graphic())
+/// The secret as it is at any moment: the control plane may replace it, and the old one is worth nothing from then on.
+#[derive(Debug, Clone)]
+pub struct CurrentSecret(watch::Receiver<AgentSecret>);
+
+impl CurrentSecret {
+    /// Whether `given` is the secret now.
+    pub fn matches(&self, given: &[u8]) -> bool {
+        self.0.borrow().matches(given)
+    }
+}
+
+impl From<watch::Receiver<AgentSecret>> for CurrentSecret {
+    fn from(secret: watch::Receiver<AgentSecret>) -> Self {
+        Self(secret)
+    }
+}
+
+impl From<AgentSecret> for CurrentSecret {
+    /// One that never changes.
+    fn from(secret: AgentSecret) -> Self {
+        Self(watch::Sender::new(secret).subscribe())
+    }
 }
 
 #[cfg(test)]
@@ -171,6 +226,40 @@ mod tests {
 
     #[test]
     fn a_secret_is_never_printed() {
-        assert_eq!(format!("{:?}", AgentSecret("0123456789abcdef".into())), "AgentSecret");
+        let secret = AgentSecret("0123456789abcdef".into());
+        assert_eq!(format!("{secret:?}"), "AgentSecret");
+        let printed = format!("{:?}", CurrentSecret::from(secret));
+        assert!(!printed.contains("0123"), "{printed}");
+    }
+
+    #[test]
+    fn the_old_secret_is_worth_nothing_once_there_is_a_new_one() {
+        let (old, new) = (AgentSecret::random(), AgentSecret::random());
+        let sender = watch::Sender::new(old.clone());
+        let current = CurrentSecret::from(sender.subscribe());
+        assert!(current.matches(old.expose().as_bytes()));
+        sender.send_replace(new.clone());
+        assert!(current.matches(new.expose().as_bytes()) && !current.matches(old.expose().as_bytes()));
+        drop(sender);
+        assert!(current.matches(new.expose().as_bytes()), "the last one stays");
+    }
+
+    #[test]
+    fn secrets_of_others_have_a_shape() {
+        let longest = "x".repeat(512);
+        for fine in ["0123456789abcdef", "s3cr3t-\"{}'\\~!/=+", longest.as_str()] {
+            assert!(AgentSecret::parse(fine).unwrap().matches(fine.as_bytes()));
+        }
+        let too_long = "x".repeat(513);
+        for bad in [
+            "",
+            "short",
+            "0123456789abcdef\n",
+            "0123456789 abcdef",
+            "0123456789abcd\u{e9}f",
+            too_long.as_str(),
+        ] {
+            assert!(AgentSecret::parse(bad).is_none(), "{bad:?}");
+        }
     }
 }

@@ -7,6 +7,7 @@
 
 mod keys;
 mod layers;
+mod nearest;
 mod values;
 
 use std::{
@@ -20,6 +21,11 @@ use qudata_host::{pci::PciAddress, size::ByteSize};
 use qudata_qemu::machine::{Accel, CacheMode};
 use qudata_vfio::plan::AfterUse;
 use secrecy::SecretString;
+
+use crate::{
+    control_plane::{Location, ServiceUrl},
+    publishing::plan::TCP_PORTS,
+};
 
 pub use self::{
     keys::{SettingDoc, describe},
@@ -144,13 +150,29 @@ pub struct Settings {
     /// Key for the control plane.
     pub api_key: Option<SecretString>,
     /// Base address of the control plane.
-    pub service_url: String,
+    pub service_url: ServiceUrl,
+    /// Address that the control plane is told for this host; none: the one it uses towards the internet.
+    pub public_address: Option<Ipv4Addr>,
+    /// City and country that the control plane is told.
+    pub location_city: String,
+    /// See [`Settings::location_city`].
+    pub location_country: String,
+    /// The control plane is told that this is a test.
+    pub test_mode: bool,
     /// The agent's own SSH key for its guests.
     pub management_key: PathBuf,
     /// The tunnel client.
     pub frpc_binary: PathBuf,
     /// The tunnel client's configuration, written by the agent.
     pub frpc_config: PathBuf,
+    /// Name or address of the tunnel server; none: that of the region, see [`Settings::frp_server`].
+    pub frp_server: Option<String>,
+    /// Its port.
+    pub frp_port: u16,
+    /// What the tunnel server lets clients in by.
+    pub frp_token: Option<SecretString>,
+    /// Certificate authorities that the tunnel server is checked against; none: it is not checked.
+    pub frp_ca: Option<PathBuf>,
     /// Instances start again after a reboot of the host.
     pub start_after_reboot: bool,
     /// How long a guest may take to get ready.
@@ -212,7 +234,7 @@ impl Settings {
         let mut settings = Self::defaults();
         problems.extend(layers.apply(&mut settings));
         settings.derive_paths(from, |key| layers.is_set(key));
-        settings.find_api_key(&layers, from, &mut problems);
+        settings.find_secrets(&layers, from, &mut problems);
         settings.join_tunnel(layers.is_set("tunnel"), &mut problems);
         settings.check_ports(&mut problems);
         if problems.is_empty() { Ok(settings) } else { Err(SettingsError { problems }) }
@@ -247,10 +269,18 @@ impl Settings {
             gpu_after: AfterUse::Host,
             gpu_no_mmap: false,
             api_key: None,
-            service_url: "https://internal.qudata.ai/v0".into(),
+            service_url: ServiceUrl::default(),
+            public_address: None,
+            location_city: String::new(),
+            location_country: String::new(),
+            test_mode: false,
             management_key: PathBuf::new(),
             frpc_binary: "/usr/local/bin/frpc".into(),
             frpc_config: "/etc/qudata/frpc.toml".into(),
+            frp_server: None,
+            frp_port: 7000,
+            frp_token: None,
+            frp_ca: None,
             ready_timeout: Duration::from_secs(600),
             cpu_overcommit: 1,
             vm_uid_base: 720_000,
@@ -280,23 +310,26 @@ impl Settings {
         default("ovmf_vars", ovmf_vars, first_there(from, &keys::OVMF_VARS));
     }
 
-    /// A key given directly wins over one in a file.
-    fn find_api_key(&mut self, layers: &layers::Layers, from: &LoadFrom<'_>, problems: &mut Vec<Problem>) {
-        if layers.is_set("api_key") {
-            return;
-        }
-        let read = layers::api_key_text(layers, from).and_then(|found| match found {
-            Some((place, text)) => values::api_key(text.trim())
-                .map(Some)
-                .ok_or_else(|| Problem(format!("{place}: the API key in it must start with \"ak-\""))),
-            None => Ok(None),
-        });
-        match read {
-            Ok(key) => self.api_key = key,
-            Err(problem) => problems.push(problem),
+    /// A secret given directly wins over one in a file.
+    fn find_secrets(&mut self, layers: &layers::Layers, from: &LoadFrom<'_>, problems: &mut Vec<Problem>) {
+        for key in keys::SECRETS.iter().filter(|key| !layers.is_set(key.name)) {
+            match layers::secret_text(key.name, layers, from) {
+                Ok(None) => {}
+                Ok(Some((place, text))) => {
+                    if (key.set)(self, text.trim()).is_none() {
+                        problems.push(Problem(format!(
+                            "{place}: what is in it is not allowed; {} is",
+                            key.allowed
+                        )));
+                    }
+                }
+                Err(problem) => problems.push(problem),
+            }
         }
     }
 
+    /// Tunnels are published through the control plane's server. Whether there is a control plane is decided when the
+    /// saved registration is looked at (`control_plane::Membership`): an API key is not needed by a host that has one.
     fn join_tunnel(&mut self, chosen: bool, problems: &mut Vec<Problem>) {
         if self.standalone {
             if chosen && self.tunnel == TunnelKind::Frp {
@@ -305,11 +338,20 @@ impl Settings {
                 ));
             }
             self.tunnel = TunnelKind::None;
-        } else if self.tunnel == TunnelKind::Frp {
-            problems.push(Problem(
-                "QUDATA_TUNNEL=frp: tunnels are not in this version: set QUDATA_TUNNEL=none, or --standalone"
-                    .into(),
-            ));
+        }
+    }
+
+    /// Name or address of the tunnel server.
+    pub fn frp_server(&self) -> String {
+        self.frp_server.clone().unwrap_or_else(|| format!("agent.{}.qudata.ai", self.region))
+    }
+
+    /// Where this host stands, for the control plane.
+    pub fn location(&self) -> Location {
+        Location {
+            city: self.location_city.clone(),
+            country: self.location_country.clone(),
+            region: self.region.clone(),
         }
     }
 
@@ -325,6 +367,15 @@ impl Settings {
                     "{name} ({range}) and {other_name} ({other}) overlap: a port may be in one of them only"
                 )));
             }
+        }
+        let (first, last) = (TCP_PORTS.start(), TCP_PORTS.end());
+        let ssh = self.ssh_ports;
+        if self.tunnel == TunnelKind::Frp
+            && !(TCP_PORTS.contains(&ssh.first) && TCP_PORTS.contains(&ssh.last))
+        {
+            problems.push(Problem(format!(
+                "QUDATA_SSH_PORTS ({ssh}): behind a tunnel, ports from {first} to {last} are allowed; the others are web names"
+            )));
         }
     }
 }

@@ -9,13 +9,14 @@ use qudata_qemu::{
     firmware::{self, BootFilesError, Firmware},
     qmp::VersionNumber,
 };
+use tokio::sync::watch;
 
 use crate::{
     gpus::Gpus,
     instance::record::{InstanceRecord, Leases},
     inventory::{Defaults, Limits},
     paths::{InstancePaths, Paths},
-    settings::{FirmwareKind, Settings},
+    settings::{FirmwareKind, Settings, TunnelKind},
     store::Store,
 };
 
@@ -42,6 +43,8 @@ pub struct Site {
     pub qemu_version: Option<VersionNumber>,
     /// This boot of the host.
     pub boot_id: String,
+    /// Told whenever an instance changes or is gone.
+    pub changes: watch::Sender<()>,
 }
 
 /// The two users of an instance's processes.
@@ -90,6 +93,16 @@ impl Site {
         }
     }
 
+    /// Name or address at which the instances' public TCP ports are.
+    pub fn public_host(&self) -> String {
+        match (self.settings.tunnel, self.settings.listen) {
+            (TunnelKind::Frp, _) => self.settings.frp_server(),
+            // Bound everywhere: from the host itself, this is where it is.
+            (TunnelKind::None, any) if any.is_unspecified() => "127.0.0.1".to_owned(),
+            (TunnelKind::None, address) => address.to_string(),
+        }
+    }
+
     /// What the owner allows.
     pub fn limits(&self) -> Limits {
         let s = &self.settings;
@@ -97,6 +110,7 @@ impl Site {
             ssh_ports: s.ssh_ports.first..=s.ssh_ports.last,
             app_ports: s.app_ports.first..=s.app_ports.last,
             management_ports: s.management_ports.first..=s.management_ports.last,
+            tunneled: s.tunnel == TunnelKind::Frp,
             cpu_overcommit: s.cpu_overcommit,
             reserve_memory: s.host_reserve_memory,
             reserve_disk: s.host_reserve_disk,

@@ -18,6 +18,24 @@ pub struct Problem {
     pub since: Timestamp,
 }
 
+/// A connection the agent keeps to the outside: the tunnel, or the control plane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LinkView {
+    /// Whom it is with.
+    pub peer: String,
+    /// `starting`, `up` or `down`.
+    pub state: String,
+    /// Since when, RFC 3339.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// Why it is not up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Version of the program that keeps it, where that is not the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
 /// The host and the agent on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostView {
@@ -34,6 +52,12 @@ pub struct HostView {
     pub firmware: String,
     /// `frp` or `none`.
     pub tunnel: String,
+    /// How the tunnel is doing; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnel_link: Option<LinkView>,
+    /// How the connection to the control plane is doing; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<LinkView>,
     /// Address of the API and of the VMs' ports.
     pub listen: String,
     /// TCP port of the API.

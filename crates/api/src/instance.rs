@@ -76,6 +76,38 @@ pub struct SshEndpoint {
     pub user: String,
 }
 
+/// How a published port is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RouteState {
+    /// Being announced to the tunnel server.
+    Adding,
+    /// The tunnel server routes it.
+    Up,
+    /// The tunnel is down; it comes back by itself.
+    Waiting,
+    /// The tunnel server refuses it.
+    Refused,
+}
+
+/// One port as the tunnel publishes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RouteView {
+    /// Port in the guest.
+    pub guest_port: u16,
+    /// Public port.
+    pub public_port: u16,
+    /// `tcp`, or `http` (by virtual host).
+    pub kind: String,
+    /// Where it is reached: `host:port`, or the virtual host's name.
+    pub address: String,
+    /// Whether it is.
+    pub state: RouteState,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// One reading of what the guest uses. Guests can lie: for display, never for decisions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Sample {
@@ -121,6 +153,12 @@ pub struct InstanceView {
     pub reason: Option<String>,
     /// Guest port → public port.
     pub ports: BTreeMap<String, String>,
+    /// Guest port → port on the host itself; empty without a tunnel, where `ports` are those.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub local_ports: BTreeMap<String, String>,
+    /// What the tunnel makes of `ports`; empty without a tunnel.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub routes: Vec<RouteView>,
     /// Where to log in; absent when port 22 is not published.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ssh: Option<SshEndpoint>,

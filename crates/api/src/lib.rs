@@ -14,8 +14,9 @@ pub use gpu::{
     GpuDistance, GpuDistanceMeaning, GpuHolder, GpuHolderKind, GpuLink, GpuPlace, GpuRefusal, GpuState,
     GpuTopology, GpuView, QuarantineBody,
 };
-pub use host::{HostView, Problem};
+pub use host::{HostView, LinkView, Problem};
 pub use instance::{
-    Created, InstanceList, InstanceState, InstanceView, Sample, SshEndpoint, Status, StatusOf, Teardown,
+    Created, InstanceList, InstanceState, InstanceView, RouteState, RouteView, Sample, SshEndpoint, Status,
+    StatusOf, Teardown,
 };
 pub use request::{Command, CommandBody, CreateBody, NumberText, Opaque, SshKeyBody};

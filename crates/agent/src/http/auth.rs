@@ -8,7 +8,7 @@ use nix::unistd::{Group, Uid, User, getgrouplist};
 use qudata_api::ErrorCode;
 use tokio::{net::unix::UCred, time::timeout};
 
-use crate::{refusal::Refusal, secret::AgentSecret};
+use crate::{refusal::Refusal, secret::CurrentSecret};
 
 /// Members may use the local socket.
 pub(super) const GROUP: &str = "qudata";
@@ -71,7 +71,7 @@ fn in_group(uid: u32, gid: u32, name: &str) -> bool {
 ///
 /// # Errors
 /// 401 without a secret, 403 with a wrong one or for a local user that is not allowed.
-pub(super) fn admit(peer: Peer, headers: &HeaderMap, secret: &AgentSecret) -> Result<(), Refusal> {
+pub(super) fn admit(peer: Peer, headers: &HeaderMap, secret: &CurrentSecret) -> Result<(), Refusal> {
     match peer {
         Peer::Local { allowed: true } => return Ok(()),
         Peer::Local { allowed: false } => {
@@ -93,7 +93,25 @@ pub(super) fn admit(peer: Peer, headers: &HeaderMap, secret: &AgentSecret) -> Re
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::watch;
+
     use super::*;
+    use crate::secret::AgentSecret;
+
+    #[test]
+    fn a_replaced_secret_is_refused_from_that_moment_on() {
+        let secret = |text| AgentSecret::parse(text).unwrap();
+        let sender = watch::Sender::new(secret("old-secret-0123456789"));
+        let current = CurrentSecret::from(sender.subscribe());
+        let code = |text: &'static str| {
+            let headers = HeaderMap::from_iter([(HEADER.parse().unwrap(), text.parse().unwrap())]);
+            admit(Peer::Tcp, &headers, &current).map_err(|refusal| refusal.code)
+        };
+        assert_eq!(code("old-secret-0123456789"), Ok(()));
+        sender.send_replace(secret("new-secret-0123456789"));
+        assert_eq!(code("old-secret-0123456789"), Err(ErrorCode::Forbidden));
+        assert_eq!(code("new-secret-0123456789"), Ok(()));
+    }
 
     #[test]
     fn group_membership_is_looked_up() {

@@ -24,7 +24,7 @@ use super::{
     metrics::Counters,
     routes,
 };
-use crate::{refusal::Refusal, secret::AgentSecret};
+use crate::{refusal::Refusal, secret::CurrentSecret};
 
 /// The one path that anybody may ask.
 const PUBLIC: &str = "/ping";
@@ -36,7 +36,7 @@ pub(super) struct App {
     pub(super) limits: Limits,
     pub(super) counters: Counters,
     pub(super) closing: watch::Receiver<bool>,
-    secret: AgentSecret,
+    secret: CurrentSecret,
     router: Router,
 }
 

@@ -27,7 +27,7 @@ use tokio::{
 
 pub use self::limits::Limits;
 use self::{auth::Peer, front::Stream};
-use crate::{instances::Instances, refusal::Refusal, secret::AgentSecret};
+use crate::{instances::Instances, refusal::Refusal, secret::CurrentSecret};
 
 /// Callers over the limit that are told so at once; the rest is closed without a word.
 const REFUSED_AT_ONCE: usize = 16;
@@ -38,16 +38,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Api {
     /// The instances it shows and changes.
     pub instances: Instances,
-    /// What TCP callers present.
-    pub secret: AgentSecret,
+    /// What TCP callers present, as it is when they call.
+    pub secret: CurrentSecret,
     /// Bounds on callers.
     pub limits: Limits,
 }
 
 impl Api {
     /// An API with the ordinary limits.
-    pub fn new(instances: Instances, secret: AgentSecret) -> Self {
-        Self { instances, secret, limits: Limits::default() }
+    pub fn new(instances: Instances, secret: impl Into<CurrentSecret>) -> Self {
+        Self { instances, secret: secret.into(), limits: Limits::default() }
     }
 }
 

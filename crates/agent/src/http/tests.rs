@@ -35,6 +35,7 @@ use crate::{
         task::Beginning,
     },
     paths::Paths,
+    secret::AgentSecret,
     settings::{LoadFrom, Settings},
     site::Site,
     store::Store,
@@ -187,6 +188,7 @@ fn site(dir: &std::path::Path) -> Arc<Site> {
         management_key: ManagementKey::generate().unwrap(),
         vm_groups: Vec::new(),
         boot_id: "boot".into(),
+        changes: tokio::sync::watch::Sender::new(()),
         paths,
     })
 }
@@ -209,6 +211,7 @@ fn record(number: u32) -> InstanceRecord {
         leases: Leases {
             slot: number,
             ports: BTreeMap::from([(22, 10_000 + port)]),
+            public: BTreeMap::new(),
             management_port: 30_001 + port,
             gpus: Vec::new(),
         },

@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     admission::{Verdict, plan_command},
     guest_access::GuestAccess,
-    handle::Request,
+    handle::{PortMove, Request},
     record::Phase,
     task::InstanceTask,
     vm_watch::VmOrder,
@@ -53,7 +53,25 @@ impl InstanceTask {
             Request::AddKey(key, reply) => self.change_key(KeyChange::Add, key, reply),
             Request::RemoveKey(key, reply) => self.change_key(KeyChange::Remove, key, reply),
             Request::Console(reply) => self.console(reply),
+            Request::MovePort(change, reply) => self.move_port(change, reply).await,
         }
+    }
+
+    /// The tunnel server gave the port to somebody else. Written down before it is shown: what a renter was told must
+    /// hold after a restart of the agent too.
+    async fn move_port(&mut self, change: PortMove, reply: Reply<()>) {
+        let PortMove { guest, from, to } = change;
+        if self.record.leases.public.get(&guest) != Some(&from) {
+            return answer(reply, Ok(()));
+        }
+        self.record.leases.public.insert(guest, to);
+        self.write_down().await;
+        let message =
+            format!("port {guest} of the guest is public as {to} now: {from} is taken on the tunnel server");
+        tracing::info!(instance = %self.record.id, guest, from, to, "public port moved");
+        self.events.add("port_moved", Some(message));
+        self.publish();
+        answer(reply, Ok(()));
     }
 
     async fn command(&mut self, command: Command, reply: Reply<StatusOf>) {

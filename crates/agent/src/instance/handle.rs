@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{
     events::{EventFeed, EventLog},
-    record::Leases,
+    record::{Leases, Sealed},
 };
 use crate::refusal::Refusal;
 
@@ -36,6 +36,18 @@ pub(super) enum Request {
     AddKey(GuestKey, oneshot::Sender<Result<(), Refusal>>),
     RemoveKey(GuestKey, oneshot::Sender<Result<(), Refusal>>),
     Console(oneshot::Sender<Result<Vec<u8>, Refusal>>),
+    MovePort(PortMove, oneshot::Sender<Result<(), Refusal>>),
+}
+
+/// Another public port for a port of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortMove {
+    /// Port in the guest.
+    pub guest: u16,
+    /// The public port that cannot be had.
+    pub from: u16,
+    /// The one to try instead.
+    pub to: u16,
 }
 
 /// Handle of one instance; clones are equal.
@@ -62,6 +74,8 @@ pub struct Holds {
     pub memory: ByteSize,
     /// Virtual size of its disk.
     pub storage: ByteSize,
+    /// Name of its virtual hosts on the tunnel server.
+    pub tunnel_token: Option<Sealed>,
 }
 
 impl Handle {
@@ -125,6 +139,19 @@ impl Handle {
     /// Why not.
     pub async fn remove_key(&self, key: GuestKey) -> Result<(), Refusal> {
         self.ask(|reply| Request::RemoveKey(key, reply)).await
+    }
+
+    /// Publishes a port of the guest under another number from now on.
+    ///
+    /// # Errors
+    /// When that could not be written down.
+    pub async fn move_port(&self, change: PortMove) -> Result<(), Refusal> {
+        self.ask(|reply| Request::MovePort(change, reply)).await
+    }
+
+    /// Adds to its history what others did for it.
+    pub fn note(&self, phase: &str, message: Option<String>) {
+        self.events.add(phase, message);
     }
 
     /// The bounded serial log.

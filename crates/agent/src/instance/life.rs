@@ -26,8 +26,8 @@ use super::{
 };
 use crate::refusal::chain;
 
-/// How often a running guest is asked what it uses.
-const SAMPLE_PERIOD: Duration = Duration::from_secs(15);
+/// How often a running guest is asked what it uses: as often as the control plane is told.
+const SAMPLE_PERIOD: Duration = Duration::from_secs(5);
 const CONSOLE_DEADLINE: Duration = Duration::from_secs(3);
 
 impl InstanceTask {

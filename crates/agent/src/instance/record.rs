@@ -59,10 +59,21 @@ pub struct Leases {
     pub slot: u32,
     /// Guest port → host port.
     pub ports: BTreeMap<u16, u16>,
+    /// Guest port → port on the tunnel server. Empty without a tunnel: then the host ports are public.
+    #[serde(default)]
+    pub public: BTreeMap<u16, u16>,
     /// Host port through which the agent alone reaches the guest's SSH.
     pub management_port: u16,
     /// GPUs.
     pub gpus: Vec<PciAddress>,
+}
+
+impl Leases {
+    /// Guest port → the port a renter uses.
+    pub fn public_ports(&self) -> BTreeMap<u16, u16> {
+        let public = |(guest, host): (&u16, &u16)| (*guest, *self.public.get(guest).unwrap_or(host));
+        self.ports.iter().map(public).collect()
+    }
 }
 
 /// A host change that is made once per instance and undone by DELETE.

@@ -1,6 +1,8 @@
 //! What is shown of an instance: the view behind every GET, its problems, and the record behind both. Part of the
 //! instance's task.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use qudata_api::{InstanceState, InstanceView, Problem, SshEndpoint};
 use qudata_guest::keys::GuestKey;
@@ -11,7 +13,7 @@ use super::{
     spec::SSH_PORT,
     task::{Beginning, InstanceTask},
 };
-use crate::{refusal::chain, site::Site};
+use crate::{refusal::chain, settings::TunnelKind, site::Site};
 
 impl InstanceTask {
     /// Changes the state; the reason belongs to the new one.
@@ -36,6 +38,7 @@ impl InstanceTask {
             ..first_view(&self.site, &self.record, self.state)
         };
         self.view.send_replace(view);
+        self.site.changes.send_replace(());
     }
 
     /// Notes a problem; one that is known already keeps its beginning.
@@ -62,6 +65,11 @@ impl InstanceTask {
     pub(super) async fn commit(&mut self, phase: Phase) {
         self.record.phase = phase;
         self.record.since = Timestamp::now();
+        self.write_down().await;
+    }
+
+    /// Writes the record down as it is.
+    pub(super) async fn write_down(&mut self) {
         match self.site.store.put(&self.record).await {
             Ok(()) => self.solved("store_failed"),
             Err(error) => {
@@ -98,12 +106,9 @@ pub(super) fn first_reason(record: &InstanceRecord) -> Option<String> {
 
 /// The view of a record in a state.
 pub(super) fn first_view(site: &Site, record: &InstanceRecord, state: InstanceState) -> InstanceView {
-    let ssh = record.leases.ports.get(&SSH_PORT).map(|port| SshEndpoint {
-        // Bound everywhere: from the host itself, this is where it is.
-        host: match site.settings.listen {
-            any if any.is_unspecified() => "127.0.0.1".to_owned(),
-            address => address.to_string(),
-        },
+    let public = record.leases.public_ports();
+    let ssh = public.get(&SSH_PORT).map(|port| SshEndpoint {
+        host: site.public_host(),
         port: *port,
         user: "root".to_owned(),
     });
@@ -115,7 +120,12 @@ pub(super) fn first_view(site: &Site, record: &InstanceRecord, state: InstanceSt
         state,
         since: record.since,
         reason: first_reason(record),
-        ports: port_map(&record.leases.ports),
+        ports: port_map(&public),
+        local_ports: match site.settings.tunnel {
+            TunnelKind::Frp => port_map(&record.leases.ports),
+            TunnelKind::None => BTreeMap::new(),
+        },
+        routes: Vec::new(),
         ssh,
         ssh_host_key: record.host_key.clone(),
         ssh_keys: record.spec.ssh_keys.iter().filter_map(fingerprint).collect(),

@@ -214,13 +214,26 @@ fn tunnel_token(body: &CreateBody, required: bool) -> Result<Option<Sealed>, Ref
         }
         return Ok(None);
     };
-    let fine = token.len() <= 63 && token.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-    if fine {
-        return Ok(Some(Sealed::new(token)));
-    }
     // The value is a secret and is not echoed.
-    let sentence = "tunnel_token is not allowed; 1 to 63 letters, digits and dashes are";
-    Err(Refusal::new(ErrorCode::InvalidField, sentence))
+    check_tunnel_token(token).map(Some).ok_or_else(|| {
+        Refusal::new(ErrorCode::InvalidField, format!("tunnel_token is not allowed; {TUNNEL_TOKEN_FORM}"))
+    })
+}
+
+/// What [`check_tunnel_token`] takes, as the end of a sentence.
+pub(crate) const TUNNEL_TOKEN_FORM: &str =
+    "1 to 190 letters, digits, dots, dashes and underscores are, beginning and ending with a letter or digit";
+
+/// A token that can stand in the names of a tunnel: with a port after it still a domain that the tunnel takes, and without
+/// anything that means something in a configuration file.
+pub(crate) fn check_tunnel_token(token: &str) -> Option<Sealed> {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let fine = token.len() <= 190
+        && token.chars().all(inner)
+        && edge(token.chars().next())
+        && edge(token.chars().next_back());
+    fine.then(|| Sealed::new(token))
 }
 
 #[cfg(test)]
@@ -294,6 +307,54 @@ mod tests {
         let off = wish(serde_json::json!({"ssh_enabled": false, "ports": ["22", "80"]})).unwrap();
         assert_eq!(off.ports, BTreeSet::from([80]));
         assert_eq!(off.warnings.len(), 1);
+    }
+
+    // orig F2: a token went into the tunnel's configuration unescaped.
+    #[test]
+    fn orig_f2_a_tunnel_token_that_is_more_than_a_name_is_refused() {
+        let huge = "x".repeat(10 << 10);
+        let long = "x".repeat(191);
+        for attack in [
+            "canary\"",
+            "canary'",
+            "canary\n",
+            "canary\r\n[[proxies]]",
+            "canary\"]\n[[proxies]]\nname = \"x",
+            "{{ .Envs.X }}",
+            "canary}",
+            "canary{",
+            "canary\\",
+            "canary#",
+            "canary$",
+            "canary ",
+            " canary",
+            "canary\0",
+            "canary\u{e9}",
+            "\u{202e}canary",
+            "canary/..",
+            "-canary",
+            "canary-",
+            ".canary",
+            "canary.",
+            "canary:80",
+            "canary,b",
+            "*",
+            huge.as_str(),
+            long.as_str(),
+        ] {
+            let refusal = wish(serde_json::json!({"tunnel_token": attack})).expect_err(attack);
+            assert_eq!(refusal.code, ErrorCode::InvalidField, "{attack}");
+            let said = &refusal.sentence;
+            assert!(
+                said.starts_with("tunnel_token") && said.contains("190") && !said.contains("canary"),
+                "{said}"
+            );
+        }
+        let longest = "x".repeat(190);
+        for fine in ["a", "A-b_c.d", "0", "abc.ru1.qudata.ai", longest.as_str()] {
+            let wish = wish(serde_json::json!({"tunnel_token": fine})).unwrap();
+            assert_eq!(wish.tunnel_token.unwrap().open(), fine);
+        }
     }
 
     #[test]

@@ -144,6 +144,7 @@ pub fn spawn(site: Arc<Site>, record: InstanceRecord, beginning: Beginning) -> H
         cpus: record.spec.cpus,
         memory: record.spec.memory,
         storage: record.spec.storage,
+        tunnel_token: record.spec.tunnel_token.clone(),
     };
     let handle = Handle {
         id: record.id,
@@ -255,6 +256,7 @@ impl InstanceTask {
         if complete {
             tracing::info!(instance = %id, "deleted");
             self.gone.store(true, Ordering::Release);
+            self.site.changes.send_replace(());
             self.events.close();
         } else {
             tracing::error!(instance = %id, ?residues, "not everything could be removed");

@@ -9,6 +9,12 @@ use qudata_vfio::topology::{PciDevice, Topology};
 
 use super::*;
 
+static NONE: BTreeSet<u16> = BTreeSet::new();
+
+fn at<'a>(bindable: &'a dyn Fn(u16) -> bool) -> Ports<'a> {
+    Ports { routed: &NONE, start: 10_002, bindable }
+}
+
 fn gpu(bus: u8) -> PciAddress {
     format!("{bus:02x}:00.0").parse().unwrap()
 }
@@ -18,6 +24,7 @@ fn limits() -> Limits {
         ssh_ports: 10_000..=10_003,
         app_ports: 20_000..=20_010,
         management_ports: 30_000..=30_003,
+        tunneled: false,
         cpu_overcommit: 1,
         reserve_memory: ByteSize::from_gib(1),
         reserve_disk: ByteSize::from_gib(2),
@@ -74,7 +81,7 @@ fn taken(leases: Leases, memory: u64) -> Taken {
 #[test]
 fn ports_come_from_their_ranges_and_skip_what_is_bound() {
     let wish = wish(serde_json::json!({"ports": ["22", "80", "81"], "gpus": 0}));
-    let leases = plan_leases(&wish, &[], &limits(), &offer(), &|port| port != 20_000).unwrap();
+    let leases = plan_leases(&wish, &[], &limits(), &offer(), &at(&|port| port != 20_000)).unwrap();
     assert_eq!(leases.ports, BTreeMap::from([(22, 10_000), (80, 20_001), (81, 20_002)]));
     assert_eq!((leases.management_port, leases.slot), (30_000, 0));
 }
@@ -82,7 +89,7 @@ fn ports_come_from_their_ranges_and_skip_what_is_bound() {
 #[test]
 fn a_used_up_range_is_a_conflict() {
     let wish = wish(serde_json::json!({"ports": ["22"], "gpus": 0}));
-    let refusal = plan_leases(&wish, &[], &limits(), &offer(), &|port| port >= 20_000).unwrap_err();
+    let refusal = plan_leases(&wish, &[], &limits(), &offer(), &at(&|port| port >= 20_000)).unwrap_err();
     assert_eq!(refusal.code, ErrorCode::PortTaken);
     assert!(refusal.sentence.contains("10000 to 10003"), "{refusal}");
 }
@@ -90,13 +97,13 @@ fn a_used_up_range_is_a_conflict() {
 #[test]
 fn gpus_by_count_address_and_all() {
     let first =
-        plan_leases(&wish(serde_json::json!({"gpus": 1})), &[], &limits(), &offer(), &|_| true).unwrap();
+        plan_leases(&wish(serde_json::json!({"gpus": 1})), &[], &limits(), &offer(), &at(&|_| true)).unwrap();
     assert_eq!(first.gpus, [gpu(1)]);
     let one = [taken(first, 1)];
-    let rest = plan_leases(&wish(serde_json::json!({})), &one, &limits(), &offer(), &|_| true).unwrap();
+    let rest = plan_leases(&wish(serde_json::json!({})), &one, &limits(), &offer(), &at(&|_| true)).unwrap();
     assert_eq!(rest.gpus, [gpu(2)]);
     let code = |body, taken: &[Taken]| {
-        plan_leases(&wish(body), taken, &limits(), &offer(), &|_| true).unwrap_err().code
+        plan_leases(&wish(body), taken, &limits(), &offer(), &at(&|_| true)).unwrap_err().code
     };
     assert_eq!(code(serde_json::json!({"gpus": 2}), &one), ErrorCode::NoGpu);
     assert_eq!(code(serde_json::json!({"gpu_addrs": ["01:00.0"]}), &one), ErrorCode::GpuTaken);
@@ -109,7 +116,7 @@ fn gpus_by_count_address_and_all() {
 fn an_unfit_gpu_is_refused_with_what_is_in_its_way() {
     let obstacles = BTreeMap::from([(gpu(1), "it is quarantined; release it".to_owned())]);
     let offer = GpuOffer { rentable: vec![gpu(2)], obstacles, ..offer() };
-    let plan = |body| plan_leases(&wish(body), &[], &limits(), &offer, &|_| true);
+    let plan = |body| plan_leases(&wish(body), &[], &limits(), &offer, &at(&|_| true));
     assert_eq!(plan(serde_json::json!({})).unwrap().gpus, [gpu(2)]);
     assert_eq!(plan(serde_json::json!({"gpus": 1})).unwrap().gpus, [gpu(2)]);
     for (body, code) in [
@@ -149,7 +156,8 @@ fn defaults_shrink_and_wishes_do_not() {
 fn reserved_pages_count_for_guests_with_gpus_and_once() {
     let pages = FreePages { mib2: 512, gib1: 24 };
     let pools = HugepagePools { host: pages, nodes: BTreeMap::from([(1, FreePages { gib1: 8, ..pages })]) };
-    let leases = |gpus| Leases { slot: 0, ports: BTreeMap::new(), management_port: 0, gpus };
+    let leases =
+        |gpus| Leases { slot: 0, ports: BTreeMap::new(), public: BTreeMap::new(), management_port: 0, gpus };
     let starting = |gpus| Taken { starting: true, ..taken(leases(gpus), 6) };
     let gib = |taken: &[Taken], node| plan_huge(&pools, node, taken).gib();
     assert_eq!((gib(&[], None), gib(&[], Some(1)), gib(&[], Some(0))), (24, 8, 0));
@@ -176,7 +184,7 @@ proptest! {
         for (ports, gpus) in bodies {
             let ports: Vec<u32> = (100..).take(ports).collect();
             let wish = wish(serde_json::json!({"ports": ports, "gpus": gpus}));
-            if let Ok(leases) = plan_leases(&wish, &all, &limits(), &offer(), &|_| true) {
+            if let Ok(leases) = plan_leases(&wish, &all, &limits(), &offer(), &at(&|_| true)) {
                 all.push(taken(leases, 1));
             }
         }
@@ -190,7 +198,7 @@ proptest! {
 
     #[test]
     fn promises_stay_within_the_host(sizes in prop::collection::vec(1u64..16, 0..8), want in 1u64..40) {
-        let leases = Leases { slot: 0, ports: BTreeMap::new(), management_port: 0, gpus: vec![] };
+        let leases = Leases { slot: 0, ports: BTreeMap::new(), public: BTreeMap::new(), management_port: 0, gpus: vec![] };
         let all: Vec<Taken> = sizes.iter().map(|gib| taken(leases.clone(), *gib)).collect();
         let free = plan_free(&host(), &all, &limits());
         let wish = wish(serde_json::json!({"memory": format!("{want}G"), "cpus": 1}));

@@ -84,6 +84,9 @@ fn put_number<T: TryFrom<u64>>(field: &mut T, value: Option<u64>) -> Option<()> 
 const BOOLEAN: &str = "true, false, 1 or 0";
 const PATH: &str = "an absolute path";
 const SIZE: &str = "a size such as 512M, 8G or 1T";
+const API_KEY: &str = "a key that starts with \"ak-\"";
+const PLACE: &str = "a name of up to 64 characters";
+const TOKEN: &str = "a text of 1 to 512 printable characters without spaces";
 const PORTS: &str = "two ports from 1024 to 65535 such as 10000-15000";
 
 macro_rules! key {
@@ -163,7 +166,7 @@ pub(super) const KEYS: &[Key] = &[
         "tunnel",
         "frp; none when standalone",
         "frp or none",
-        "How ports are published. frp is not in this version.",
+        "How ports are published: through the control plane's tunnel server, or not at all. frp needs a control plane.",
         |s, t| {
             s.tunnel = match t {
                 "frp" => TunnelKind::Frp,
@@ -310,14 +313,11 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         name: "api_key",
         default: "",
-        allowed: "a key that starts with \"ak-\"",
+        allowed: API_KEY,
         meaning: "Key for the control plane. Better: api_key_file, or a systemd credential named api_key.",
         list: false,
         secret: true,
-        set: |s, t| {
-            s.api_key = Some(values::api_key(t)?);
-            Some(())
-        },
+        set: |s, t| put(&mut s.api_key, values::api_key(t).map(Some)),
     },
     key!(
         "api_key_file",
@@ -330,9 +330,31 @@ pub(super) const KEYS: &[Key] = &[
     key!(
         "service_url",
         "https://internal.qudata.ai/v0",
-        "an http or https address without a query",
-        "Control plane. Not used in this version.",
-        |s, t| put(&mut s.service_url, values::url(t))
+        "an https address without user and query, or an http one of this machine itself,",
+        "Control plane. It is called when there is an api_key, or this host was registered before, and not when standalone.",
+        |s, t| put(&mut s.service_url, t.parse().ok())
+    ),
+    key!(
+        "public_address",
+        "the address used towards the internet",
+        "an IPv4 address",
+        "Address of this host as the control plane is told it.",
+        |s, t| put(&mut s.public_address, t.parse().ok().map(Some))
+    ),
+    key!("location_city", "", PLACE, "City of this host, for the control plane.", |s, t| put(
+        &mut s.location_city,
+        values::place(t)
+    )),
+    key!("location_country", "", PLACE, "Country of this host, for the control plane.", |s, t| put(
+        &mut s.location_country,
+        values::place(t)
+    )),
+    key!(
+        "test_mode",
+        "false",
+        BOOLEAN,
+        "The control plane is told that this host is for tests.",
+        |s, t| put(&mut s.test_mode, values::boolean(t))
     ),
     key!(
         "management_key",
@@ -341,7 +363,7 @@ pub(super) const KEYS: &[Key] = &[
         "The agent's own SSH key for its guests; made when it is missing.",
         |s, t| put(&mut s.management_key, values::path(t))
     ),
-    key!("frpc_binary", "/usr/local/bin/frpc", PATH, "Tunnel client. Not used in this version.", |s, t| put(
+    key!("frpc_binary", "/usr/local/bin/frpc", PATH, "Tunnel client.", |s, t| put(
         &mut s.frpc_binary,
         values::path(t)
     )),
@@ -349,8 +371,42 @@ pub(super) const KEYS: &[Key] = &[
         "frpc_config",
         "/etc/qudata/frpc.toml",
         PATH,
-        "The tunnel client's configuration. Not used in this version.",
+        "The tunnel client's configuration, written by the agent.",
         |s, t| put(&mut s.frpc_config, values::path(t))
+    ),
+    key!(
+        "frp_server",
+        "agent.<region>.qudata.ai",
+        "a host name or an IP address",
+        "Tunnel server.",
+        |s, t| put(&mut s.frp_server, values::host(t).map(Some))
+    ),
+    key!("frp_port", "7000", "a port from 1 to 65535", "Port of the tunnel server.", |s, t| put_number(
+        &mut s.frp_port,
+        values::number(t, 1..=65535)
+    )),
+    Key {
+        name: "frp_token",
+        default: "",
+        allowed: TOKEN,
+        meaning: "What the tunnel server lets clients in by. Better: frp_token_file, or a systemd credential named frp_token.",
+        list: false,
+        secret: true,
+        set: |s, t| put(&mut s.frp_token, values::token(t).map(Some)),
+    },
+    key!(
+        "frp_token_file",
+        "$CREDENTIALS_DIRECTORY/frp_token",
+        PATH,
+        "File with the token of the tunnel server; frp_token wins.",
+        |_, t| values::path(t).map(drop)
+    ),
+    key!(
+        "frp_ca",
+        "",
+        PATH,
+        "Certificate authorities (PEM) that the tunnel server is checked against; without it it is not checked.",
+        |s, t| put(&mut s.frp_ca, values::path(t).map(Some))
     ),
     key!(
         "after_reboot",
@@ -437,40 +493,33 @@ pub(super) const KEYS: &[Key] = &[
         "region",
         "ru1",
         "1 to 32 lower-case letters, digits and dashes",
-        "Region of the tunnel server. Not used in this version.",
+        "Region of the tunnel server, and of this host as the control plane is told it.",
         |s, t| put(&mut s.region, values::label(t))
     ),
+];
+
+/// A secret that may also be in a file, which `<name>_file` names, or be a systemd credential of its own name.
+pub(super) struct SecretKey {
+    pub(super) name: &'static str,
+    pub(super) allowed: &'static str,
+    pub(super) set: fn(&mut Settings, &str) -> Option<()>,
+}
+
+/// All of them.
+pub(super) const SECRETS: [SecretKey; 2] = [
+    SecretKey {
+        name: "api_key",
+        allowed: API_KEY,
+        set: |s, t| put(&mut s.api_key, values::api_key(t).map(Some)),
+    },
+    SecretKey {
+        name: "frp_token",
+        allowed: TOKEN,
+        set: |s, t| put(&mut s.frp_token, values::token(t).map(Some)),
+    },
 ];
 
 /// The key with this name.
 pub(super) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
-}
-
-/// The known name that a mistyped one probably means.
-pub(super) fn nearest(name: &str) -> Option<&'static str> {
-    let distances = KEYS.iter().map(|key| (distance(name, key.name), key.name));
-    let (distance, nearest) = distances.min()?;
-    // A third of the letters wrong is another word, not a slip.
-    (distance <= 1 + nearest.len() / 4).then_some(nearest)
-}
-
-/// Edits (insert, remove, replace) between two short texts.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    // Names from outside can be long; past this many letters they resemble nothing.
-    for (i, x) in a.chars().take(40).enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        let mut next = vec![left];
-        for (y, above) in b.iter().zip(row.iter().skip(1)) {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = *above;
-            left = replaced.min(above + 1).min(left + 1);
-            next.push(left);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
 }

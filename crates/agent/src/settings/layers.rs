@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{DEFAULT_FILE, Problem, Settings, keys};
+use super::{DEFAULT_FILE, Problem, Settings, keys, nearest};
 
 /// The configuration file as it was read.
 #[derive(Clone)]
@@ -149,7 +149,7 @@ impl Layers {
             let key = rest.to_ascii_lowercase();
             // `qudata_x` and `QUDATA_x` are other variables than `QUDATA_X`.
             if keys::find(&key).is_none() || rest != rest.to_ascii_uppercase() {
-                let meant = keys::nearest(&key).map(keys::env_name);
+                let meant = nearest::nearest(&key).map(keys::env_name);
                 problems.push(unknown(&name, "environment", meant));
                 continue;
             }
@@ -196,7 +196,7 @@ impl Layers {
     fn add_value(&mut self, name: &str, given: Given, value: &toml::Value, problems: &mut Vec<Problem>) {
         let Given { written, place, .. } = &given;
         let Some(key) = keys::find(name) else {
-            problems.push(unknown(written, place, keys::nearest(name).map(str::to_owned)));
+            problems.push(unknown(written, place, nearest::nearest(name).map(str::to_owned)));
             return;
         };
         match text_of(value, key.list) {
@@ -245,19 +245,20 @@ fn not_allowed(key: &keys::Key, given: &Given) -> Problem {
     Problem(format!("{written} ({place}): {value} is not allowed; {} is", key.allowed))
 }
 
-/// The text of the file that holds the API key, with the name to call it by. A systemd credential may be missing, a file
-/// that somebody named may not.
-pub(super) fn api_key_text(
+/// The text of the file that holds the secret of the key `name`, with the name to call it by. A systemd credential may be
+/// missing, a file that somebody named may not.
+pub(super) fn secret_text(
+    name: &str,
     layers: &Layers,
     from: &LoadFrom<'_>,
 ) -> Result<Option<(String, String)>, Problem> {
-    let named = layers.given.get("api_key_file").and_then(|given| given.last());
+    let named = layers.given.get(format!("{name}_file").as_str()).and_then(|given| given.last());
     let (place, path) = match named {
         Some(given) => (given.written.clone(), PathBuf::from(&given.text)),
         None => {
             let credentials = from.env.iter().find(|(name, _)| name == "CREDENTIALS_DIRECTORY");
             let Some((_, directory)) = credentials else { return Ok(None) };
-            ("$CREDENTIALS_DIRECTORY/api_key".to_owned(), Path::new(directory).join("api_key"))
+            (format!("$CREDENTIALS_DIRECTORY/{name}"), Path::new(directory).join(name))
         }
     };
     match (from.read)(&path) {

@@ -65,6 +65,10 @@ fn the_names_of_the_original_exist() {
         "BASE_IMAGE",
         "DEBUG",
         "SERVICE_URL",
+        "FRP_SERVER",
+        "FRP_TOKEN",
+        "FRP_CA",
+        "PUBLIC_ADDRESS",
         "DATA_DIR",
         "LOG_DIR",
         "FRPC_BINARY",
@@ -119,9 +123,18 @@ const VALUES: &[(&str, &str, bool)] = &[
     ("api_key", "ak-1", true),
     ("api_key_file", "/k", false),
     ("service_url", "https://x.example/v0/", true),
+    ("public_address", "203.0.113.7", true),
+    ("location_city", "Санкт-Петербург", true),
+    ("location_country", "RU", true),
+    ("test_mode", "true", true),
     ("management_key", "/m", true),
     ("frpc_binary", "/f", true),
     ("frpc_config", "/f", true),
+    ("frp_server", "frps.example", true),
+    ("frp_port", "7001", true),
+    ("frp_token", "t", true),
+    ("frp_token_file", "/t", false),
+    ("frp_ca", "/ca", true),
     ("after_reboot", "stop", true),
     ("ready_timeout", "30", true),
     ("vm_uid_base", "800000", true),
@@ -249,8 +262,16 @@ fn malformed_values_are_refused_with_key_value_and_what_is_allowed() {
         ("gpu_pci_addr", "65", "PCI address"),
         ("gpu_after", "free", "host or vfio"),
         ("gpu_pci_addrs", "65:00.0,65:00.0", "each once"),
-        ("service_url", "internal.qudata.ai", "http or https"),
-        ("service_url", "ftp://x", "http or https"),
+        ("service_url", "internal.qudata.ai", "https address"),
+        ("service_url", "ftp://x", "https address"),
+        ("service_url", "http://x.example", "https address"),
+        ("public_address", "::1", "an IPv4 address"),
+        ("location_city", " x", "64 characters"),
+        ("test_mode", "yes", "true, false"),
+        ("frp_server", "a b", "host name"),
+        ("frp_server", "{{.Envs.X}}", "host name"),
+        ("frp_port", "0", "1 to 65535"),
+        ("frp_ca", "ca.pem", "an absolute path"),
         ("after_reboot", "resume", "start or stop"),
         ("ready_timeout", "0", "1 to 86400"),
         ("vm_uid_base", "0", "10000 to"),
@@ -302,7 +323,10 @@ fn secrets_are_never_in_an_error() {
     }
     let error = Settings::load(&from("", &[("QUDATA_API_KEY", "canary")])).unwrap_err().to_string();
     assert!(error.contains("QUDATA_API_KEY") && !error.contains("canary"), "{error}");
-    let debug = format!("{:?}", load("api_key = \"ak-canary\"", &[]).unwrap());
+    let error = Settings::load(&from("frp_token = \"canary canary\"", &[])).unwrap_err().to_string();
+    assert!(error.contains("frp_token") && !error.contains("canary"), "{error}");
+    let both = "api_key = \"ak-canary\"\nfrp_token = \"canary\"";
+    let debug = format!("{:?}", load(both, &[]).unwrap());
     assert!(!debug.contains("canary"), "{debug}");
 }
 
@@ -341,12 +365,53 @@ fn the_api_key_comes_from_the_strongest_place() {
 }
 
 #[test]
-fn standalone_means_no_tunnel_and_frp_is_refused_with_the_way_out() {
-    let said = problems(Settings::load(&from("", &[]))).unwrap_err().join("\n");
-    assert!(said.contains("set QUDATA_TUNNEL=none, or --standalone"), "{said}");
+fn the_frp_token_is_looked_for_as_the_api_key_is() {
+    let read = |path: &Path| match path.to_str() {
+        Some("/t") => Ok(b"from-file\n".to_vec()),
+        Some("/c/frp_token") => Ok(b"from-credential".to_vec()),
+        Some("/bad") => Ok(b"canary canary".to_vec()),
+        _ => Err(io::Error::from(io::ErrorKind::NotFound)),
+    };
+    let token = |env: &[(&str, &str)]| {
+        let mut from = from("", env);
+        from.read = &read;
+        problems(Settings::load(&from)).map(|s| s.frp_token.map(|t| t.expose_secret().to_owned()))
+    };
+    assert_eq!(token(&[]).unwrap(), None);
+    assert_eq!(token(&[("CREDENTIALS_DIRECTORY", "/c")]).unwrap().as_deref(), Some("from-credential"));
+    assert_eq!(token(&[("QUDATA_FRP_TOKEN_FILE", "/t")]).unwrap().as_deref(), Some("from-file"));
+    let both = [("QUDATA_FRP_TOKEN_FILE", "/t"), ("QUDATA_FRP_TOKEN", "given")];
+    assert_eq!(token(&both).unwrap().as_deref(), Some("given"));
+    let said = token(&[("QUDATA_FRP_TOKEN_FILE", "/bad")]).unwrap_err().join("\n");
+    assert!(said.contains("QUDATA_FRP_TOKEN_FILE") && !said.contains("canary"), "{said}");
+}
+
+#[test]
+fn ssh_ports_behind_a_tunnel_are_those_of_the_tunnel_server() {
+    let read = |file| problems(Settings::load(&from(file, &[])));
+    let said = read("ssh_ports = \"9000-9100\"").unwrap_err().join("\n");
+    assert!(said.contains("QUDATA_SSH_PORTS (9000-9100)") && said.contains("10000 to 15000"), "{said}");
+    let without = read("ssh_ports = \"9000-9100\"\ntunnel = \"none\"").unwrap();
+    assert_eq!(without.ssh_ports.first, 9000);
+}
+
+#[test]
+fn standalone_means_no_tunnel_and_frp_is_the_default_otherwise() {
+    assert_eq!(Settings::load(&from("", &[])).unwrap().tunnel, TunnelKind::Frp);
     assert_eq!(Settings::load(&from("", &[("QUDATA_TUNNEL", "none")])).unwrap().tunnel, TunnelKind::None);
     let said = refusals("tunnel = \"frp\"", &[]).join("\n");
     assert!(said.contains("QUDATA_STANDALONE=true excludes QUDATA_TUNNEL=frp"), "{said}");
+}
+
+#[test]
+fn the_tunnel_server_is_that_of_the_region_unless_it_is_named() {
+    let server = |env: &[(&str, &str)]| Settings::load(&from("", env)).unwrap().frp_server();
+    assert_eq!(server(&[]), "agent.ru1.qudata.ai");
+    assert_eq!(server(&[("QUDATA_REGION", "eu-1")]), "agent.eu-1.qudata.ai");
+    let named = [("QUDATA_REGION", "eu-1"), ("QUDATA_FRP_SERVER", "2001:db8::1")];
+    assert_eq!(server(&named), "2001:db8::1");
+    let location = load("location_city = \"Riga\"\nregion = \"eu-1\"", &[]).unwrap().location();
+    assert_eq!((location.city.as_str(), location.region.as_str()), ("Riga", "eu-1"));
 }
 
 #[test]

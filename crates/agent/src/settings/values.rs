@@ -88,11 +88,24 @@ pub(super) fn network(text: &str) -> Option<String> {
     }
 }
 
-pub(super) fn url(text: &str) -> Option<String> {
-    let uri: axum::http::Uri = text.parse().ok()?;
-    let known = matches!(uri.scheme_str(), Some("https" | "http"));
-    (known && uri.host().is_some_and(|h| !h.is_empty()) && uri.query().is_none())
-        .then(|| text.trim_end_matches('/').to_owned())
+/// A host name or an IP address, of nothing that means more in a configuration file.
+pub(super) fn host(text: &str) -> Option<String> {
+    let name = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+    let edges = |c: char| c == '-' || c == '.';
+    let fine = name && (1..=253).contains(&text.len()) && !text.starts_with(edges) && !text.ends_with(edges);
+    (fine || text.parse::<IpAddr>().is_ok()).then(|| text.to_owned())
+}
+
+/// A name of a place, as people write it.
+pub(super) fn place(text: &str) -> Option<String> {
+    let plain = !text.chars().any(char::is_control) && text.trim() == text;
+    (plain && text.chars().count() <= 64).then(|| text.to_owned())
+}
+
+/// A secret of the tunnel server.
+pub(super) fn token(text: &str) -> Option<SecretString> {
+    let plain = text.bytes().all(|b| b.is_ascii_graphic());
+    (plain && (1..=512).contains(&text.len())).then(|| text.into())
 }
 
 /// A DNS label.

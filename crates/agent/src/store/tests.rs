@@ -24,6 +24,7 @@ pub(crate) fn record(slot: u32) -> InstanceRecord {
         leases: Leases {
             slot,
             ports: BTreeMap::from([(22, 10_000)]),
+            public: BTreeMap::new(),
             management_port: 30_000,
             gpus: Vec::new(),
         },

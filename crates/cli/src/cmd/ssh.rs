@@ -69,8 +69,13 @@ fn plan_ssh(instance: &InstanceView, command: Vec<OsString>) -> Result<Vec<OsStr
     for option in options {
         arguments.extend(["-o".into(), option.into()]);
     }
-    arguments.extend(["-p".into(), ssh.port.to_string().into(), "-l".into(), ssh.user.clone().into()]);
-    arguments.extend(["--".into(), ssh.host.clone().into()]);
+    // Behind a tunnel the owner's way is the host's own port, which is there also when the tunnel is down.
+    let (host, port) = match instance.local_ports.get("22") {
+        Some(port) => ("127.0.0.1".to_owned(), port.clone()),
+        None => (ssh.host.clone(), ssh.port.to_string()),
+    };
+    arguments.extend(["-p".into(), port.into(), "-l".into(), ssh.user.clone().into()]);
+    arguments.extend(["--".into(), host.into()]);
     arguments.extend(command);
     Ok(arguments)
 }
@@ -113,6 +118,14 @@ mod tests {
         }
         let failure = plan_ssh(&InstanceView { ssh: None, ..one() }, Vec::new()).unwrap_err();
         assert!(failure.exit == Exit::Refused && failure.sentence.contains("--no-ssh"), "{failure}");
+    }
+
+    #[test]
+    fn behind_a_tunnel_the_owner_goes_by_the_hosts_own_port() {
+        let mut tunneled = one();
+        tunneled.local_ports.insert("22".to_owned(), "10007".to_owned());
+        let arguments = plan_ssh(&tunneled, Vec::new()).unwrap();
+        assert!(arguments.ends_with(&["-p", "10007", "-l", "root", "--", "127.0.0.1"].map(OsString::from)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One instance: `instance show`, and what `instance create` ends with.
 
 use jiff::Timestamp;
-use qudata_api::{GpuState, GpuView, InstanceState, InstanceView, Sample};
+use qudata_api::{GpuState, GpuView, InstanceState, InstanceView, RouteState, RouteView, Sample};
 
 use super::{fields, folded, gpu, line, table::sorted_ports};
 use crate::{
@@ -70,6 +70,10 @@ pub(crate) fn access(instance: &InstanceView) -> Vec<(&'static str, String)> {
     if let Some(command) = ssh_command(instance) {
         rows.push(("ssh", format!("qudata-agent instance ssh {}\n{command}", line(&instance.name))));
     }
+    if !instance.routes.is_empty() {
+        rows.push(("ports", instance.routes.iter().map(route_line).collect()));
+        return rows;
+    }
     let host = instance.ssh.as_ref().map(|s| host_text(&s.host));
     let port = |(guest, public): (String, String)| match &host {
         Some(host) => format!("{guest} → {host}:{public}\n"),
@@ -80,6 +84,19 @@ pub(crate) fn access(instance: &InstanceView) -> Vec<(&'static str, String)> {
         rows.push(("ports", ports));
     }
     rows
+}
+
+/// `8888 → token-20001 (http, refused: …)`; what is simply up needs no word.
+fn route_line(route: &RouteView) -> String {
+    let state = match route.state {
+        RouteState::Up => String::new(),
+        RouteState::Adding => ", being published".to_owned(),
+        RouteState::Waiting => ", waits for the tunnel".to_owned(),
+        RouteState::Refused => {
+            format!(", not published: {}", line(route.reason.as_deref().unwrap_or("no reason is known")))
+        }
+    };
+    format!("{} → {} ({}{state})\n", route.guest_port, line(&route.address), line(&route.kind))
 }
 
 /// The ssh command for any client.

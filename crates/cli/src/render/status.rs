@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use qudata_api::{GpuView, HostView, InstanceState, InstanceView, Problem};
+use qudata_api::{GpuView, HostView, InstanceState, InstanceView, LinkView, Problem};
 use serde::Serialize;
 
 use super::{fields, fold, gpu, line, table};
@@ -87,15 +87,27 @@ fn host_rows(look: &Look, all: &Overview) -> Vec<(&'static str, String)> {
             line(&format!("{mode}, {}, firmware {}, tunnel {}", host.accel, host.firmware, host.tunnel)),
         ),
         ("API", line(&format!("{}:{}", host.listen, host.port))),
+    ];
+    rows.extend(host.control_plane.as_ref().map(|link| ("platform", link_text(look, link))));
+    rows.extend(host.tunnel_link.as_ref().map(|link| ("tunnel", link_text(look, link))));
+    rows.extend([
         ("CPUs", host.cpus.to_string()),
         ("memory", of(host.memory_free, host.memory_total)),
         ("disk", of(host.disk_free, host.disk_total)),
-    ];
+    ]);
     if !all.gpus.is_empty() {
         rows.push(("GPUs", gpus(&all.gpus)));
     }
     rows.push(("instances", all.instances.len().to_string()));
     rows
+}
+
+/// `up for 3 h, agent.ru1.qudata.ai, frpc 0.70.1`.
+fn link_text(look: &Look, link: &LinkView) -> String {
+    let tone = if link.state == "up" { Tone::Good } else { Tone::Bad };
+    let version = link.version.as_ref().map_or_else(String::new, |version| format!(", {version}"));
+    let state = look.paint(tone, &line(&link.state));
+    format!("{state} {}, {}{}", super::instance::since(look, link.since), line(&link.peer), line(&version))
 }
 
 /// `8: 6 free, 2 in use`.
