@@ -16,7 +16,7 @@ const SETTLE: Duration = Duration::from_secs(45);
 const IDLE_THREADS: usize = 16;
 
 /// Settings of every agent of the lab; a scenario adds to them. The guest takes minutes to boot here.
-const SETTINGS: &str = "standalone = true\naccel = \"kvm\"\nfirmware = \"direct\"\nready_timeout = 900\n";
+const SETTINGS: &str = "accel = \"kvm\"\nfirmware = \"direct\"\nready_timeout = 900\n";
 
 /// Puts agent, units and the tenant's key in place. Starts nothing.
 pub(crate) fn install(machine: &Machine) -> Result<()> {
@@ -58,13 +58,13 @@ pub(crate) struct Setting {
 impl Setting {
     /// Without GPUs.
     pub(crate) fn without_gpus(guest: Guest) -> Self {
-        Self { guest, more: "debug = true\n".to_owned() }
+        Self { guest, more: "standalone = true\ndebug = true\n".to_owned() }
     }
 
     /// With these GPUs for rent.
     pub(crate) fn with_gpus(guest: Guest, addresses: &[String]) -> Self {
         let list: Vec<String> = addresses.iter().map(|address| format!("{address:?}")).collect();
-        Self { guest, more: format!("gpu_pci_addrs = [{}]\n", list.join(", ")) }
+        Self { guest, more: format!("standalone = true\ngpu_pci_addrs = [{}]\n", list.join(", ")) }
     }
 }
 

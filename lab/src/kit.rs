@@ -30,6 +30,9 @@ pub(crate) fn make(dir: &Path, files: &Files) -> Result<PathBuf> {
     for ending in ["qcow2", "vmlinuz", "initrd", "cmdline"] {
         place(&files.guest_image.with_extension(ending), &images.join(format!("guest.{ending}")), 0o644)?;
     }
+    for (program, name) in files.frp.iter().flatten().zip(["frps", "frpc"]) {
+        place(program, &kit.join(name), 0o755)?;
+    }
     let key = KeyPair::make(dir, "id");
     write(&kit.join("authorized_keys"), &format!("{}\n", key.public), 0o644)?;
     let host = KeyPair::make(&kit, "ssh_host_ed25519_key");

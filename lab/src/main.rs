@@ -39,6 +39,9 @@ pub(crate) struct Files {
     /// What the product installs beside its binary: systemd/, sysusers.d/, tmpfiles.d/
     #[arg(long)]
     packaging: PathBuf,
+    /// frps and frpc, for the scenarios that need a tunnel
+    #[arg(long, num_args = 2, value_names = ["FRPS", "FRPC"])]
+    frp: Option<Vec<PathBuf>>,
     /// Where logs of failed scenarios go
     #[arg(long)]
     logs: PathBuf,

@@ -21,6 +21,7 @@ pub(crate) struct Order<'a> {
     pub(crate) name: &'a str,
     pub(crate) gpus: Option<u32>,
     pub(crate) gpu_addrs: &'a [String],
+    pub(crate) tunnel_token: Option<&'a str>,
 }
 
 /// An instance of the server.
@@ -146,6 +147,9 @@ fn words(order: &Order<'_>) -> Vec<String> {
         .collect();
     if let Some(count) = order.gpus {
         words.extend(["--gpus".to_owned(), count.to_string()]);
+    }
+    if let Some(token) = order.tunnel_token {
+        words.extend(["--tunnel-token".to_owned(), token.to_owned()]);
     }
     for address in order.gpu_addrs {
         words.extend(["--gpu".to_owned(), address.clone()]);

@@ -13,7 +13,7 @@ use clap::Args;
 
 use crate::cargo::{self, cargo};
 use crate::tool;
-use crate::{deps, image};
+use crate::{deps, frp, image};
 
 /// RAM that the server and QEMU around it take.
 const NEEDED_MIB: u64 = 7 * 1024;
@@ -76,6 +76,9 @@ pub(crate) fn command(wish: &Lab) -> Result<Command> {
     command.arg("--host-image").arg(image::ensure_host()?);
     command.arg("--guest-image").arg(image::ensure()?.guest);
     command.arg("--packaging").arg(cargo::root().join("packaging"));
+    if let Some(frp) = frp::search()?.found() {
+        command.arg("--frp").arg(&frp.frps).arg(&frp.frpc);
+    }
     command.arg("--logs").arg(cargo::target_directory()?.join("lab"));
     for (wanted, flag) in [(wish.shell, "--shell"), (wish.keep, "--keep"), (wish.brief, "--brief")] {
         if wanted {

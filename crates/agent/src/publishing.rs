@@ -120,7 +120,7 @@ impl Publisher {
             if moves.next <= now {
                 *moves = Moves { pause: (moves.pause * 2).min(LONGEST_PAUSE), next: now + moves.pause };
                 if let Err(refusal) = self.instances.move_port(id, guest, public).await {
-                    tracing::warn!(instance = %id, guest, public, %refusal, "no other public port");
+                    tracing::warn!(instance = %id, guest, public, %refusal, "no other public port yet");
                 }
             }
             again = again.min(moves.next);

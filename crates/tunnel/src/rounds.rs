@@ -59,8 +59,10 @@ pub(crate) struct Around<'a> {
 pub(crate) enum Next {
     /// Another one, after this or earlier.
     After(Duration),
-    /// The end of this frpc.
+    /// The end of this frpc, and another one at once.
     Restart,
+    /// The end of this frpc, which is of no use; another one after a pause that grows, for that one may be no better.
+    GiveUp(TunnelState),
 }
 
 struct Retry {
@@ -282,16 +284,15 @@ impl Rounds {
 
     fn failed(&mut self, error: &PublishError, frpc: &Frpc, wanted: &Wanted, board: &Board) -> Next {
         let failing = self.failing.get_or_insert_with(Instant::now).elapsed();
+        let (code, remedy) = error.advice();
+        let reason = format!("frpc runs and cannot be told what to route: {}", chain(error));
+        let state = TunnelState::Down { code, reason, remedy: remedy.to_owned() };
         if is_lost(error, failing) {
             tracing::warn!(error = chain(error), "frpc cannot be told what to route and is restarted");
-            return Next::Restart;
+            return Next::GiveUp(state);
         }
         let late = matches!(error, PublishError::Admin(AdminError::Late { .. }));
-        let state = (late || failing >= ADMIN_PATIENCE).then(|| {
-            let (code, remedy) = error.advice();
-            let reason = format!("frpc runs and cannot be told what to route: {}", chain(error));
-            TunnelState::Down { code, reason, remedy: remedy.to_owned() }
-        });
+        let state = (late || failing >= ADMIN_PATIENCE).then_some(state);
         board.unclear(wanted, state);
         // A new frpc is about to listen.
         let new = frpc.since.elapsed() < ADMIN_PATIENCE;

@@ -6,7 +6,7 @@
 //!        ▼                                         │
 //! ──▶ attain ── adopted or started ──▶ rounds ─────┤
 //!        ▲                                         │
-//!        └──────── after a pause ◀── frpc died ────┘      no handle left: the task ends, frpc goes on
+//!        └─ after a pause ◀── died, or of no use ──┘      no handle left: the task ends, frpc goes on
 //! ```
 
 use std::{error::Error, future::pending, time::Duration};
@@ -53,6 +53,7 @@ enum Outcome {
     Died(ExitReport, Duration),
     NotAttained(NotAttained),
     Restart,
+    GivenUp(TunnelState, Duration),
     Leave(Leave),
 }
 
@@ -85,10 +86,15 @@ impl TunnelTask {
             let leave = match outcome {
                 Outcome::Leave(leave) => Some(leave),
                 Outcome::Restart => self.end_for_restart().await,
-                Outcome::Died(report, lived) => {
-                    if lived >= LIVED {
-                        self.pauses.reset();
+                Outcome::GivenUp(state, lived) => {
+                    self.note_life(lived);
+                    match self.end_for_restart().await {
+                        None => self.pause(state, true).await,
+                        leave => leave,
                     }
+                }
+                Outcome::Died(report, lived) => {
+                    self.note_life(lived);
                     let state = self.death(report);
                     self.pause(state, true).await
                 }
@@ -137,7 +143,14 @@ impl TunnelTask {
             match rounds.go(frpc, &wanted, &mut around).await {
                 Next::After(pause) => next = Instant::now() + pause,
                 Next::Restart => return Outcome::Restart,
+                Next::GiveUp(state) => return Outcome::GivenUp(state, frpc.since.elapsed()),
             }
+        }
+    }
+
+    fn note_life(&mut self, lived: Duration) {
+        if lived >= LIVED {
+            self.pauses.reset();
         }
     }
 

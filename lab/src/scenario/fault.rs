@@ -61,10 +61,13 @@ pub(super) fn hung_unbind(machine: &mut Machine) -> Result<()> {
     // Only a restart ends what is stuck in the kernel.
     machine.reset_hard()?;
     agent::wait_until_it_answers(machine)?;
-    gpu::wait_for(machine, &wedged, "free", SANITIZED)
+    // Its instance keeps it until DELETE.
+    let proven = if accepted { "leased" } else { "free" };
+    gpu::wait_for(machine, &wedged, proven, SANITIZED)
         .context("a restart and a passed check end a quarantine")?;
     if accepted {
         Tenant::known(machine, "wedged").delete()?;
+        gpu::wait_for(machine, &wedged, "free", SANITIZED)?;
     }
     // Neither had a driver of the host, so they stay on vfio-pci until the next restart.
     machine.reset_hard()?;

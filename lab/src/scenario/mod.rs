@@ -11,6 +11,7 @@ mod pinning;
 mod plain;
 mod reset;
 mod strike;
+mod tunnel;
 
 use anyhow::Result;
 
@@ -68,6 +69,13 @@ pub(crate) const ALL: &[Scenario] = &[
         long: false,
         shape: L1::gpus,
         run: hostile::run,
+    },
+    Scenario {
+        name: "tunnel",
+        about: "frpc as a confined unit, on a registered host whose control plane is down; it outlives the agent",
+        long: true,
+        shape: L1::gpus,
+        run: tunnel::run,
     },
     Scenario {
         name: "reset_running",

@@ -23,12 +23,13 @@ const TRACE_ON: &str = "cd /sys/kernel/tracing && echo 0 >tracing_on && echo nop
      echo vfio_iommu_type1_ioctl >set_ftrace_filter && echo function_graph >current_tracer && echo >trace && echo 1 >tracing_on";
 /// Adds up what it took, in microseconds, and counts the calls.
 const TRACE_OFF: &str = "cd /sys/kernel/tracing && echo 0 >tracing_on && \
-     grep -o '[0-9.]* us .*vfio_iommu_type1_ioctl' trace | awk '{sum+=$1; n++} END {print sum+0, n+0}'; \
+     grep -o '[0-9.]* us .*vfio_iommu_type1_ioctl' trace | awk '{sum+=$1; n++; all=all \" \" $1} END {print sum+0, n+0, all}'; \
      echo nop >current_tracer; echo >set_ftrace_filter";
 
 /// Time in the VFIO container, in milliseconds, and the number of calls.
 fn traced(machine: &Machine) -> Result<(f64, u32)> {
     let said = machine.remote.must(TRACE_OFF, QUICK)?;
+    eprintln!("lab: calls in µs: {}", said.trim());
     let mut words = said.split_whitespace();
     let mut number = || words.next().with_context(|| format!("the trace says {said:?}"));
     let (micros, calls): (f64, u32) = (number()?.parse()?, number()?.parse()?);

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::agent::{self, Baseline};
 use crate::gpu;
 use crate::machine::Machine;
+use crate::remote::quoted;
 use crate::scenario::gpu::{ensure_returned, rent};
 use crate::shape::slot;
 use crate::tenant::{Order, Tenant};
@@ -31,12 +32,13 @@ impl<'a> Strike<'a> {
     /// Kills the agent at the `n`-th boundary from now on.
     fn arm(machine: &'a Machine, n: u32) -> Result<Self> {
         let agent = agent::pid(machine)?;
+        let strike =
+            format!("[ $(head -n {n} | wc -l) -eq {n} ] && kill -9 {agent} && touch /run/lab-struck");
         let script = format!(
-            "rm -f /run/lab-struck; systemd-run --quiet --collect --unit=lab-strike \
-             strace -f -qq -e signal=none -e trace={BOUNDARIES} -p {agent} \
-             -o '|awk \"NR=={n}{{system(\\\"kill -9 {agent}; touch /run/lab-struck\\\")}}\"' \
-             && for i in $(seq 100); do \
-             [ $(grep -L 'TracerPid:.0$' /proc/{agent}/task/*/status | wc -l) -ge 1 ] && exit 0; sleep 0.1; done; exit 1"
+            "rm -f /run/lab-struck; echo {} >/run/lab-strike; systemd-run --quiet --collect --unit=lab-strike \
+             strace -f -qq -e signal=none -e trace={BOUNDARIES} -p {agent} -o '|sh /run/lab-strike' \
+             && for i in $(seq 100); do grep -qs 'TracerPid:.0$' /proc/{agent}/task/*/status || exit 0; sleep 0.1; done; exit 1",
+            quoted(&strike)
         );
         machine.remote.must(&script, QUICK).context("arming a strike")?;
         Ok(Self { machine, agent })

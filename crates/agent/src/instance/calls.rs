@@ -61,6 +61,10 @@ impl InstanceTask {
     /// hold after a restart of the agent too.
     async fn move_port(&mut self, change: PortMove, reply: Reply<()>) {
         let PortMove { guest, from, to } = change;
+        if self.state == InstanceState::Provisioning {
+            // The bring-up has a copy of the record, writes it down and gives it back.
+            return answer(reply, Err(Refusal::busy("the instance is being brought up")));
+        }
         if self.record.leases.public.get(&guest) != Some(&from) {
             return answer(reply, Ok(()));
         }

@@ -163,6 +163,29 @@ mod tests {
     }
 
     #[test]
+    fn behind_a_tunnel_that_is_down() {
+        let link = |peer: &str, state: &str, version: Option<&str>| LinkView {
+            peer: peer.to_owned(),
+            state: state.to_owned(),
+            since: sample::at("2026-01-02T11:57:00Z"),
+            reason: None,
+            version: version.map(str::to_owned),
+        };
+        let mut all = Overview { host: sample::host(), instances: Vec::new(), gpus: Vec::new() };
+        all.host.standalone = false;
+        all.host.tunnel = "frp".to_owned();
+        all.host.control_plane = Some(link("https://internal.qudata.ai/v0", "up", None));
+        all.host.tunnel_link = Some(link("agent.ru1.qudata.ai", "down", Some("frpc 0.70.1")));
+        all.host.problems.push(Problem {
+            code: "frps_unreachable".to_owned(),
+            message: "the tunnel is down: agent.ru1.qudata.ai:7000 does not answer".to_owned(),
+            remedy: "look whether this host has a way to the internet; VMs go on meanwhile".to_owned(),
+            since: sample::at("2026-01-02T11:57:00Z"),
+        });
+        insta::assert_snapshot!("status_tunnel", overview(&sample::look(Some(100)), &all));
+    }
+
+    #[test]
     fn gpus_are_problems_unless_the_host_names_them_or_they_are_left_out_by_choice() {
         let mut all = Overview { host: sample::host(), instances: Vec::new(), gpus: sample::gpus() };
         let codes = |all: &Overview| all.problems().into_iter().map(|(_, p)| p.code).collect::<Vec<_>>();
