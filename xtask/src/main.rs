@@ -1,8 +1,9 @@
-//! The project's own commands: `cargo xtask image|check|test|demo|lab|bench`. Nothing here is shipped.
+//! The project's own commands: `cargo xtask image|frp|check|test|demo|lab|bench`. Nothing here is shipped.
 mod cargo;
 mod check;
 mod demo;
 mod deps;
+mod frp;
 mod image;
 mod lab;
 mod test;
@@ -38,6 +39,8 @@ enum Task {
     Check,
     /// Build the development guest image, or find it in the cache; its path is the last line on stdout.
     Image,
+    /// Find frps and frpc, or download or build them; their two paths are the last lines on stdout.
+    Frp,
     /// Run the scenarios that need a GPU server, in a virtual one; the sum is the last line.
     Lab(lab::Lab),
     /// Measure, beside the reference; arguments go to the benchmarks.
@@ -69,10 +72,15 @@ fn run(task: Task) -> Result<ExitCode> {
             println!("{}", image::ensure()?.guest.display());
             Ok(ExitCode::SUCCESS)
         }
+        Task::Frp => {
+            let frp = frp::need()?;
+            println!("{}\n{}", frp.frps.display(), frp.frpc.display());
+            Ok(ExitCode::SUCCESS)
+        }
         Task::Lab(wish) => lab::run(&wish).map(code),
         Task::Bench { arguments } => {
             deps::ensure(&[deps::PRODUCT])?;
-            let mut bench = test::product(&cargo::build_agent(true)?)?;
+            let mut bench = test::product(&cargo::build_agent(true)?, None)?;
             bench.args(["run", "--release", "--package", "qudata-bench", "--"]).args(arguments);
             Ok(code(bench.status()?.success()))
         }

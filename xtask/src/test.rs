@@ -1,20 +1,26 @@
 //! `cargo xtask test`: every test this machine can run, and one line with the sum last. Called by main and by CI.
 //!
 //! One run of cargo over the workspace, so that nothing is built twice with other features. The product tests in tests/
-//! need the guest image, root, and the agent's binary, which cargo builds for the tests of its own package. `--quick`
-//! leaves out the tests whose name contains `slow_`.
+//! need the guest image, root, and the agent's binary, which cargo builds for the tests of its own package. Tests that
+//! need the real frp are marked as ignored and have a run of their own, where there is a frp. `--quick` leaves out the
+//! tests whose name contains `slow_`.
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
+use qudata_testkit::frp::{FRPC_VARIABLE, FRPS_VARIABLE, Frp};
 
 use crate::cargo::{self, cargo};
+use crate::frp::{self, Search};
 use crate::tool::{self, say};
 use crate::{deps, image, lab};
 
 /// Part of the name of each test that takes longer than half a minute.
 const SLOW: &str = "slow_";
+
+/// Test binaries with tests that are ignored unless there is a real frp, and for no other reason.
+const WITH_REAL_FRP: &[&str] = &["real", "frpc", "product"];
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Sum {
@@ -48,15 +54,25 @@ impl Sum {
             }
         }
     }
+
+    /// Adds a run of tests that an earlier run has counted as skipped, because they are ignored by default.
+    fn add_ignored(&mut self, ran: &Self) {
+        self.passed += ran.passed;
+        self.failed += ran.failed;
+        self.skipped = self.skipped.saturating_sub(ran.passed + ran.failed);
+    }
 }
 
 /// Runs everything; true when all passed.
 pub(crate) fn run(quick: bool) -> Result<bool> {
     deps::ensure(&[deps::PRODUCT, deps::TESTS])?;
     let mut sum = Sum::default();
-    let mut cargo = product(&cargo::agent(false)?)?;
+    let (agent, search) = (cargo::agent(false)?, frp::search()?);
     say("unit, property, golden and product tests");
-    let mut complete = cargo_test(&mut cargo, &["--workspace"], quick, &mut sum)?;
+    let mut cargo = product(&agent, search.found())?;
+    cargo.args(["test", "--no-fail-fast", "--workspace", "--"]);
+    let mut complete = cargo_test(&mut cargo, quick, &mut sum)?;
+    complete &= real_frp(&agent, &search, quick, &mut sum)?;
     if !quick {
         complete &= lab_scenarios(&mut sum)?;
     }
@@ -70,22 +86,25 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     Ok(passed)
 }
 
-/// cargo with what the product tests and the benchmarks need: the agent's binary and images.
-pub(crate) fn product(agent: &Path) -> Result<Command> {
-    let agent = agent.to_owned();
+/// cargo with what the product tests and the benchmarks need: the agent's binary, images, and frp where there is one.
+pub(crate) fn product(agent: &Path, frp: Option<&Frp>) -> Result<Command> {
     let images = image::ensure()?;
-    let variables = [
-        ("QUDATA_TEST_AGENT", &agent),
-        ("QUDATA_TEST_IMAGE", &images.guest),
-        ("QUDATA_TEST_BLANK", &images.blank),
+    let mut variables = vec![
+        ("QUDATA_TEST_AGENT", agent.to_owned()),
+        ("QUDATA_TEST_FAKE_FRPC", agent.with_file_name("qudata-fake-frpc")),
+        ("QUDATA_TEST_IMAGE", images.guest),
+        ("QUDATA_TEST_BLANK", images.blank),
     ];
+    if let Some(frp) = frp {
+        variables.extend([(FRPS_VARIABLE, frp.frps.clone()), (FRPC_VARIABLE, frp.frpc.clone())]);
+    }
+    let names: Vec<&str> = variables.iter().map(|(name, _)| *name).collect();
     let mut command = cargo();
-    command.envs(variables);
     if !tool::is_root() {
         // The agent needs root; cargo does not, and leaves no root-owned files behind this way.
-        let names = variables.map(|(name, _)| name).join(",");
-        command.env(runner_variable()?, format!("sudo --preserve-env={names} --"));
+        command.env(runner_variable()?, format!("sudo --preserve-env={} --", names.join(",")));
     }
+    command.envs(variables);
     Ok(command)
 }
 
@@ -111,11 +130,34 @@ fn lab_scenarios(sum: &mut Sum) -> Result<bool> {
     Ok(passed)
 }
 
-/// One run of cargo test, shown as it goes and added up; false when it did not end well.
-fn cargo_test(command: &mut Command, which: &[&str], quick: bool, sum: &mut Sum) -> Result<bool> {
-    command.args(["test", "--no-fail-fast"]).args(which);
+/// The tests against the real frp where there is one, and a line where there is none: they stay counted as skipped.
+fn real_frp(agent: &Path, search: &Search, quick: bool, sum: &mut Sum) -> Result<bool> {
+    let frp = match search {
+        Search::Found(frp) => frp,
+        Search::Nowhere(why) => {
+            say(format!("SKIPPED: tests with the real frp, because {why}"));
+            return Ok(true);
+        }
+    };
+    say(format!("tests with the real frp {}, {}", frp.version, frp.source));
+    let mut cargo = product(agent, Some(frp))?;
+    // The whole workspace again, so that nothing is built with other features.
+    cargo.args(["test", "--no-fail-fast", "--workspace"]);
+    for target in WITH_REAL_FRP {
+        cargo.args(["--test", target]);
+    }
+    cargo.args(["--", "--ignored"]);
+    let mut ran = Sum::default();
+    let complete = cargo_test(&mut cargo, quick, &mut ran)?;
+    sum.add_ignored(&ran);
+    Ok(complete)
+}
+
+/// One run of cargo test, prepared up to the arguments for the tests; shown as it goes and added up. False when it did not
+/// end well.
+fn cargo_test(command: &mut Command, quick: bool, sum: &mut Sum) -> Result<bool> {
     if quick {
-        command.args(["--", "--skip", SLOW]);
+        command.args(["--skip", SLOW]);
     }
     stream(command, |line| sum.add(line))
 }
@@ -157,6 +199,17 @@ mod tests {
         assert_eq!(sum, Sum { passed: 14, failed: 3, skipped: 5 });
         sum.add_counts("5 passed, 1 failed");
         assert_eq!(sum, Sum { passed: 19, failed: 4, skipped: 5 });
+    }
+
+    #[test]
+    fn what_was_ignored_first_and_run_later_counts_once() {
+        let mut sum = Sum { passed: 10, failed: 0, skipped: 7 };
+        let mut ran = Sum::default();
+        ran.add(
+            "test result: ok. 3 passed; 1 failed; 0 ignored; 0 measured; 20 filtered out; finished in 1s",
+        );
+        sum.add_ignored(&ran);
+        assert_eq!(sum, Sum { passed: 13, failed: 1, skipped: 3 });
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The demo's agent: started standalone on directories of its own, spoken to over TCP with its secret. Called by `demo`.
+//! The demo's agent: started on directories of its own, standalone or with a tunnel, spoken to over TCP with its secret.
+//! Called by `demo`.
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -15,6 +16,7 @@ use serde_json::Value;
 use super::Plan;
 use super::interrupt::Interrupt;
 use super::site::{self, Site};
+use super::tunnel::World;
 use crate::tool::{self, say};
 
 const START: Duration = Duration::from_secs(60);
@@ -28,19 +30,26 @@ pub(super) struct Agent {
 
 impl Agent {
     /// Starts it and waits until it answers.
-    pub(super) fn start(plan: &Plan, site: &Site, interrupt: &Interrupt) -> Result<Self> {
+    pub(super) fn start(
+        plan: &Plan,
+        site: &Site,
+        world: Option<&World>,
+        interrupt: &Interrupt,
+    ) -> Result<Self> {
         let binary = site.agent();
         fs::copy(&plan.agent, &binary).with_context(|| format!("cannot copy {}", plan.agent.display()))?;
         fs::write(site.dir.join("agent.toml"), "").context("cannot write the settings file")?;
         let log = File::create(site.log()).context("cannot create the agent's log")?;
         let mut command = Command::new(&binary);
         command
-            .args(["serve", "--standalone", "--config"])
+            .args(["serve", "--config"])
             .arg(site.dir.join("agent.toml"))
+            .args(world.is_none().then_some("--standalone"))
             // Nothing of the caller's environment: the demo is the same for everybody.
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .envs(environment(plan, site))
+            .envs(world.map(|world| world.environment(site)).unwrap_or_default())
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -54,14 +63,14 @@ impl Agent {
             deadline: Duration::from_secs(30),
         };
         let mut agent = Self { child, client };
-        if let Err(error) = agent.greet(site, interrupt) {
+        if let Err(error) = agent.greet(site, world, interrupt) {
             agent.stop()?;
             return Err(error);
         }
         Ok(agent)
     }
 
-    fn greet(&mut self, site: &Site, interrupt: &Interrupt) -> Result<()> {
+    fn greet(&mut self, site: &Site, world: Option<&World>, interrupt: &Interrupt) -> Result<()> {
         let (child, client) = (&mut self.child, &self.client);
         interrupt.poll("answer of the agent", START, || {
             if let Some(status) = child.try_wait()? {
@@ -69,6 +78,10 @@ impl Agent {
             }
             Ok(client.call("GET", "/ping", None).ok().filter(|reply| reply.status == 200))
         })?;
+        if let Some(world) = world {
+            // The secret comes from the control plane.
+            world.meet(interrupt)?;
+        }
         let secret =
             fs::read_to_string(site.data().join("agent_secret")).context("the agent left no secret")?;
         self.client.secret = Some(secret.trim().to_owned());
@@ -120,7 +133,8 @@ fn environment(plan: &Plan, site: &Site) -> Vec<(&'static str, String)> {
         ("QUDATA_BASE_IMAGE", text(&plan.image)),
         ("QUDATA_DATA_DIR", text(&site.data())),
         ("QUDATA_VM_RUN_DIR", text(&site.run())),
-        ("QUDATA_VM_UID_BASE", site::UIDS.start().to_string()),
+        // The one before the first VM's is that of frpc.
+        ("QUDATA_VM_UID_BASE", (site::UIDS.start() + 1).to_string()),
         ("QUDATA_AGENT_PORT", site.api_port.to_string()),
         ("QUDATA_SSH_PORTS", range(site::SSH_PORTS)),
         ("QUDATA_APP_PORTS", range(site::APP_PORTS)),

@@ -1,12 +1,13 @@
 //! The renter's side of the demo: a key, what the guest shall run, and the proofs that SSH and the application answer.
 //! Called by `story`.
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use qudata_testkit::http::Client;
+use qudata_testkit::http::VirtualHost;
 use qudata_testkit::tool as bounded;
 use serde_json::{Value, json};
 
@@ -46,9 +47,9 @@ pub(super) fn wish(public_key: &str) -> Value {
     })
 }
 
-/// Makes the key pair of the demo; returns the public half.
-pub(super) fn make_key(site: &Site) -> Result<String> {
-    let file = site.dir.join("key");
+/// Makes a key pair, `key` is the one to log in with; returns the public half.
+pub(super) fn make_key(site: &Site, name: &str) -> Result<String> {
+    let file = site.dir.join(name);
     tool::run(
         Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "demo", "-f"]).arg(&file),
     )?;
@@ -60,19 +61,20 @@ pub(super) fn make_key(site: &Site) -> Result<String> {
 /// How to log in: the one key, and no host key but the pinned one.
 #[derive(Debug)]
 pub(super) struct Login {
+    address: IpAddr,
     port: u16,
     key: PathBuf,
     known_hosts: PathBuf,
 }
 
 impl Login {
-    /// Pins `host_key` for the guest behind `port`.
-    pub(super) fn pin(site: &Site, port: u16, host_key: &str) -> Result<Self> {
+    /// Pins `host_key` for the guest behind a port.
+    pub(super) fn pin(site: &Site, (address, port): (IpAddr, u16), host_key: &str) -> Result<Self> {
         let known_hosts = site.dir.join("known_hosts");
-        let line = format!("[127.0.0.1]:{port} {host_key}\n");
+        let line = format!("[{address}]:{port} {host_key}\n");
         fs::write(&known_hosts, line).context("cannot write known_hosts")?;
         Site::hand_over(&known_hosts)?;
-        Ok(Self { port, key: site.dir.join("key"), known_hosts })
+        Ok(Self { address, port, key: site.dir.join("key"), known_hosts })
     }
 
     /// The command line to print and to run.
@@ -80,20 +82,10 @@ impl Login {
         let port = self.port.to_string();
         let known_hosts = format!("UserKnownHostsFile={}", self.known_hosts.display());
         let key = self.key.display().to_string();
-        [
-            "ssh",
-            "-o",
-            "StrictHostKeyChecking=yes",
-            "-o",
-            &known_hosts,
-            "-i",
-            &key,
-            "-p",
-            &port,
-            "root@127.0.0.1",
-        ]
-        .map(str::to_owned)
-        .to_vec()
+        let destination = format!("root@{}", self.address);
+        ["ssh", "-o", "StrictHostKeyChecking=yes", "-o", &known_hosts, "-i", &key, "-p", &port, &destination]
+            .map(str::to_owned)
+            .to_vec()
     }
 
     /// `uname -a` of the guest, over the system's own ssh.
@@ -121,12 +113,16 @@ impl Login {
     }
 }
 
-/// Waits until the application answers; returns its status code.
-pub(super) fn prove_app(port: u16, interrupt: &Interrupt) -> Result<u16> {
-    let app =
-        Client { address: ([127, 0, 0, 1], port).into(), secret: None, deadline: Duration::from_secs(20) };
-    interrupt.poll("answer of the application", APP_STARTS, || {
-        // Until the unit runs, the guest refuses or the connection is closed.
-        Ok(app.call("GET", "/", None).ok().map(|reply| reply.status))
+/// Waits until the application answers 200; returns that. Until it runs, the guest refuses or the connection is closed, and
+/// a tunnel server says 404 for it.
+pub(super) fn prove_app(app: &VirtualHost, interrupt: &Interrupt) -> Result<u16> {
+    let mut last = None;
+    let proven = interrupt.poll("answer of the application", APP_STARTS, || {
+        last = app.call("GET", "/", None).ok().map(|reply| reply.status);
+        Ok(last.filter(|status| *status == 200))
+    });
+    proven.with_context(|| match last {
+        Some(status) => format!("the application answers {status} instead of 200"),
+        None => "the application does not answer".to_owned(),
     })
 }

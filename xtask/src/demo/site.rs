@@ -59,6 +59,11 @@ impl Site {
         self.dir.join("qudata-agent")
     }
 
+    /// The tunnel client under a path of its own, for the same reason.
+    pub(super) fn frpc(&self) -> PathBuf {
+        self.dir.join("frpc")
+    }
+
     /// The agent names its table after its data directory; `Agent::start` checks that this is still how.
     pub(super) fn table(&self) -> String {
         let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
@@ -69,7 +74,7 @@ impl Site {
     /// Everything of the demo but its files.
     pub(super) fn scope(&self) -> Scope {
         let mut scope = Scope::new([], UIDS);
-        scope.executables = vec![self.agent()];
+        scope.executables = vec![self.agent(), self.frpc()];
         scope.ports = vec![SSH_PORTS, APP_PORTS, MANAGEMENT_PORTS, self.api_port..=self.api_port];
         scope.tables = self.table();
         scope
@@ -98,8 +103,8 @@ impl Site {
     /// Removes what is left when the ordinary way failed, and the directory. Says what it had to do.
     pub(super) fn clear(&self) -> Result<()> {
         for process in Seen::all().context("cannot list processes")? {
-            // These user ids belong to this demo alone.
-            if UIDS.contains(&process.uid) {
+            // These user ids and this path belong to this demo alone.
+            if UIDS.contains(&process.uid) || process.exe.as_deref() == Some(&self.frpc()) {
                 say(format!("ending {} (pid {}), which was left behind", process.name, process.pid));
                 process.signal(Signal::KILL);
             }

@@ -1,16 +1,19 @@
 //! The life of the demo's one instance: create, watch it boot, prove it, delete it. Called by `demo`.
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use qudata_testkit::agent::{Event, Events};
+use qudata_testkit::http::{Client, VirtualHost};
 use serde_json::Value;
 
 use super::agent::Agent;
 use super::guest::{self, Login};
 use super::interrupt::Interrupt;
 use super::site::Site;
+use super::tunnel::Renter;
 use crate::tool::{self, say};
 
 /// The agent gives up earlier and says why.
@@ -25,12 +28,41 @@ pub(super) struct Proof {
     pub(super) ssh: String,
     pub(super) app_http_status: u16,
     pub(super) login: Login,
-    pub(super) app_port: u16,
+    pub(super) app: VirtualHost,
+    /// The tunnel's part of the last line of `--once`.
+    pub(super) tunnel: Option<String>,
 }
 
-/// `POST /instances`; the id.
-pub(super) fn create(agent: &Agent, public_key: &str) -> Result<Value> {
-    let created = agent.call("POST", "/instances", Some(&guest::wish(public_key)))?;
+/// From where the machine is rented: beside the agent, or through the tunnel.
+#[derive(Debug)]
+pub(super) struct Desk<'a> {
+    pub(super) agent: &'a Agent,
+    pub(super) renter: Option<Renter<'a>>,
+}
+
+impl Desk<'_> {
+    /// Where published TCP ports are.
+    fn address(&self) -> IpAddr {
+        self.renter.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), Renter::address)
+    }
+
+    /// The application behind a public port.
+    fn app(&self, port: u16) -> VirtualHost {
+        if let Some(renter) = &self.renter {
+            return renter.app(port);
+        }
+        let deadline = Duration::from_secs(20);
+        let server = Client { address: (Ipv4Addr::LOCALHOST, port).into(), secret: None, deadline };
+        VirtualHost { server, name: format!("127.0.0.1:{port}") }
+    }
+}
+
+/// `POST /instances`; the answer.
+pub(super) fn create(desk: &Desk, public_key: &str) -> Result<Value> {
+    let created = match &desk.renter {
+        Some(renter) => renter.create(public_key)?,
+        None => desk.agent.call("POST", "/instances", Some(&guest::wish(public_key)))?,
+    };
     for warning in created.get("warnings").and_then(Value::as_array).into_iter().flatten() {
         say(format!("warning of the agent: {warning}"));
     }
@@ -38,28 +70,32 @@ pub(super) fn create(agent: &Agent, public_key: &str) -> Result<Value> {
 }
 
 /// Follows the instance until it is ready, then logs in and asks its application.
-pub(super) fn prove(agent: &Agent, site: &Site, created: &Value, interrupt: &Interrupt) -> Result<Proof> {
-    let id = text(created, "id")?;
-    let (post_to_exec_ms, create_to_ready_ms) = watch(agent, id, interrupt)?;
+pub(super) fn prove(desk: &Desk, site: &Site, created: &Value, interrupt: &Interrupt) -> Result<Proof> {
+    let (agent, id) = (desk.agent, text(created, "id")?);
+    let (post_to_exec_ms, create_to_ready_ms) = watch(agent, id, desk.renter.is_some(), interrupt)?;
     let view = agent.call("GET", &format!("/instances/{id}"), None)?;
-    let login = Login::pin(site, port(created, 22)?, text(&view, "ssh_host_key")?)?;
+    // The view knows better than the first answer: a public port that somebody else has is replaced.
+    let (ssh_port, app_port) = (port(&view, 22)?, port(&view, guest::APP_PORT)?);
+    let login = Login::pin(site, (desk.address(), ssh_port), text(&view, "ssh_host_key")?)?;
     let ssh = login.prove()?;
     say(format!("logged in: {ssh}"));
-    let app_port = port(created, guest::APP_PORT)?;
-    let app_http_status = guest::prove_app(app_port, interrupt)?;
-    if app_http_status != 200 {
-        bail!("the application answered {app_http_status} instead of 200");
-    }
+    let app = desk.app(app_port);
+    let app_http_status = guest::prove_app(&app, interrupt)?;
     say("the application answers 200");
-    Ok(Proof { post_to_exec_ms, create_to_ready_ms, ssh, app_http_status, login, app_port })
+    let tunnel = desk.renter.as_ref().map(|renter| renter.line(ssh_port, app_port));
+    Ok(Proof { post_to_exec_ms, create_to_ready_ms, ssh, app_http_status, login, app, tunnel })
 }
 
-/// Prints each phase as it happens; when QEMU was started and when the guest was ready.
-fn watch(agent: &Agent, id: &str, interrupt: &Interrupt) -> Result<(u64, u64)> {
+/// Prints each phase as it happens; when QEMU was started and when the guest was ready. With a tunnel, returns once its
+/// ports are published too.
+fn watch(agent: &Agent, id: &str, tunnel: bool, interrupt: &Interrupt) -> Result<(u64, u64)> {
     let events = follow(agent, id)?;
     let until = Instant::now() + READY;
-    let mut started = None;
+    let (mut started, mut ready, mut published) = (None, None, !tunnel);
     loop {
+        if let (Some(ready), true) = (ready, published) {
+            return Ok((started.context("ready without qemu_started")?, ready));
+        }
         let event = match events.recv_timeout(Duration::from_millis(100)) {
             Ok(event) => event?,
             Err(RecvTimeoutError::Timeout) if interrupt.raised() => {
@@ -74,7 +110,8 @@ fn watch(agent: &Agent, id: &str, interrupt: &Interrupt) -> Result<(u64, u64)> {
         eprintln!("  {seconds:>4}.{rest:03} s  {:<16} {}", event.phase, event.message);
         match event.phase.as_str() {
             "qemu_started" => started = Some(event.elapsed_ms),
-            "ready" => return Ok((started.context("ready without qemu_started")?, event.elapsed_ms)),
+            "ready" => ready = Some(event.elapsed_ms),
+            "published" => published = true,
             "failed" => bail!("the instance failed: {}\n{}", event.message, console(agent, id)),
             _ => {}
         }
@@ -98,8 +135,11 @@ fn follow(agent: &Agent, id: &str) -> Result<mpsc::Receiver<Result<Event>>> {
 }
 
 /// `DELETE`, and waits until the instance is unknown.
-pub(super) fn delete(agent: &Agent, id: &str) -> Result<()> {
-    let path = format!("/instances/{id}");
+pub(super) fn delete(desk: &Desk, id: &str) -> Result<()> {
+    if let Some(renter) = &desk.renter {
+        return renter.delete(id);
+    }
+    let (agent, path) = (desk.agent, format!("/instances/{id}"));
     agent.call("DELETE", &path, None)?;
     let until = Instant::now() + GONE;
     while agent.client.call("GET", &path, None)?.status != 404 {
@@ -122,7 +162,7 @@ pub(super) fn text<'a>(value: &'a Value, field: &str) -> Result<&'a str> {
     value.get(field).and_then(Value::as_str).with_context(|| format!("the agent's answer has no {field}"))
 }
 
-fn port(created: &Value, guest_port: u16) -> Result<u16> {
-    let ports = created.get("ports").context("the agent's answer has no ports")?;
+fn port(view: &Value, guest_port: u16) -> Result<u16> {
+    let ports = view.get("ports").context("the agent's answer has no ports")?;
     text(ports, &guest_port.to_string())?.parse().context("the agent's answer has a port that is none")
 }

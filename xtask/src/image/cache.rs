@@ -1,4 +1,5 @@
-//! Where built images live, who may build, and what a crashed build left. Called by the parent module.
+//! Where built things live, who may build, and what a crashed build of an image left. Called by the parent module, and by
+//! `frp` for what it makes.
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -13,29 +14,29 @@ pub(super) const BUILD_PREFIX: &str = ".build-";
 /// QEMU runs under a uid of its own and must get here, so the place is not under anybody's home.
 const DEFAULT: &str = "/var/cache/qudata";
 
-/// The directory of images, created on first use and reachable by every uid.
-pub(super) fn open() -> Result<PathBuf> {
-    let images = match std::env::var_os("QUDATA_CACHE_DIR") {
-        Some(dir) if !Path::new(&dir).is_absolute() => {
-            bail!("QUDATA_CACHE_DIR is {dir:?}; it must be an absolute path")
+/// The directory for one kind of things, created on first use and reachable by every uid.
+pub(crate) fn open(kind: &str) -> Result<PathBuf> {
+    let dir = match std::env::var_os("QUDATA_CACHE_DIR") {
+        Some(root) if !Path::new(&root).is_absolute() => {
+            bail!("QUDATA_CACHE_DIR is {root:?}; it must be an absolute path")
         }
-        Some(dir) => PathBuf::from(dir).join("images"),
-        None => PathBuf::from(DEFAULT).join("images"),
+        Some(root) => PathBuf::from(root).join(kind),
+        None => PathBuf::from(DEFAULT).join(kind),
     };
-    if !images.exists() {
+    if !dir.exists() {
         let user = rustix::process::geteuid().as_raw().to_string();
         let group = rustix::process::getegid().as_raw().to_string();
         tool::run(
             tool::privileged("install")
                 .args(["--directory", "--mode=0755", "--owner", &user, "--group", &group])
-                .arg(&images),
+                .arg(&dir),
         )
         .with_context(|| {
-            format!("cannot create {}; set QUDATA_CACHE_DIR to a directory you own", images.display())
+            format!("cannot create {}; set QUDATA_CACHE_DIR to a directory you own", dir.display())
         })?;
     }
-    reachable(&images)?;
-    Ok(images)
+    reachable(&dir)?;
+    Ok(dir)
 }
 
 fn reachable(dir: &Path) -> Result<()> {
@@ -46,7 +47,7 @@ fn reachable(dir: &Path) -> Result<()> {
             .mode();
         if mode & 0o001 == 0 {
             bail!(
-                "{} is closed to other users and QEMU runs as one; set QUDATA_CACHE_DIR to a directory every user can enter",
+                "{} is closed to other users, and QEMU and frpc run as such; set QUDATA_CACHE_DIR to a directory every user can enter",
                 ancestor.display()
             );
         }
@@ -55,8 +56,8 @@ fn reachable(dir: &Path) -> Result<()> {
 }
 
 /// Waits until this process is the only builder; given up when the value is dropped or the process ends.
-pub(super) fn lock(images: &Path) -> Result<File> {
-    let path = images.join(".lock");
+pub(crate) fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join(".lock");
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -64,7 +65,7 @@ pub(super) fn lock(images: &Path) -> Result<File> {
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
     if file.try_lock().is_err() {
-        say("another build of a guest image is running; waiting for it");
+        say("another build is running; waiting for it");
         file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
     }
     Ok(file)

@@ -7,7 +7,7 @@
 //! <cache>/images/<hash>/guest.qcow2       published by rename, with .vmlinuz .initrd .cmdline and blank.qcow2 beside it
 //! <cache>/images/<hash>/host.qcow2        the same for the lab's server, with .vmlinuz .initrd beside it
 //! ```
-mod cache;
+pub(crate) mod cache;
 mod disk;
 mod host;
 mod recipe;
@@ -74,7 +74,7 @@ struct Build {
 fn built(build: &Build) -> Result<PathBuf> {
     let release = sources::release()?;
     let hash = build.recipe.hash(&release);
-    let images = cache::open()?;
+    let images = cache::open("images")?;
     let home = images.join(&hash);
     if !home.exists() {
         // Not needed once the image exists, so an offline machine with a filled cache works.
