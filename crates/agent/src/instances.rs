@@ -113,10 +113,12 @@ impl Instances {
     pub async fn move_port(&self, id: Uuid, guest: u16, from: u16) -> Result<(), Refusal> {
         let handle = self.find(id)?;
         let range = self.inner.site.limits().ssh_ports;
-        let mut taken: BTreeSet<u16> =
-            self.published().iter().flat_map(|p| p.public.values().copied()).collect();
-        taken.insert(from);
-        let to = pick(&range, &taken, rand::random_range(range.clone())).ok_or_else(|| {
+        let published = self.published();
+        let public = published.iter().flat_map(|p| p.public.values().copied());
+        let taken: BTreeSet<u16> = public.chain([from]).collect();
+        let apart = published.iter().flat_map(|p| p.ports.values().copied()).chain(taken.clone()).collect();
+        let start = rand::random_range(range.clone());
+        let to = pick(&range, &apart, start).or_else(|| pick(&range, &taken, start)).ok_or_else(|| {
             let sentence = format!("no public port is free from {} to {}", range.start(), range.end());
             Refusal::new(ErrorCode::PortTaken, sentence)
         })?;

@@ -213,10 +213,13 @@ pub fn plan_leases(
         .flat_map(|t| t.leases.ports.values().copied().chain([t.leases.management_port]))
         .chain(host.routed.iter().copied())
         .collect();
+    // See `public_ports`.
+    let public: BTreeSet<u16> = taken.iter().flat_map(|t| t.leases.public.values().copied()).collect();
     let mut chosen = BTreeSet::new();
     let mut pick = |range: &RangeInclusive<u16>, what: &str| {
         let free = |port: &u16| !held.contains(port) && !chosen.contains(port) && (host.bindable)(*port);
-        let port = range.clone().find(free).ok_or_else(|| {
+        let apart = |port: &u16| free(port) && !public.contains(port);
+        let port = range.clone().find(apart).or_else(|| range.clone().find(free)).ok_or_else(|| {
             let sentence = format!("no {what} port is free from {} to {}", range.start(), range.end());
             Refusal::new(ErrorCode::PortTaken, sentence)
         })?;
@@ -242,8 +245,12 @@ fn public_ports(
     limits: &Limits,
     start: u16,
 ) -> Result<BTreeMap<u16, u16>, Refusal> {
-    let used = taken.iter().flat_map(|t| t.leases.public.values().copied()).collect();
-    plan_public(ports, &limits.ssh_ports, &used, start).ok_or_else(|| {
+    let used: BTreeSet<u16> = taken.iter().flat_map(|t| t.leases.public.values().copied()).collect();
+    // Where the tunnel server is this host itself, the gate of a host port closes the public port of the same number too.
+    let local = taken.iter().flat_map(|t| t.leases.ports.values()).chain(ports.values());
+    let apart = used.iter().chain(local).copied().collect();
+    let plan = |taken| plan_public(ports, &limits.ssh_ports, taken, start);
+    plan(&apart).or_else(|| plan(&used)).ok_or_else(|| {
         let (first, last) = (limits.ssh_ports.start(), limits.ssh_ports.end());
         Refusal::new(ErrorCode::PortTaken, format!("no public port is free from {first} to {last}"))
     })

@@ -20,6 +20,7 @@ install -m 755 /lab/frpc /usr/local/bin/frpc
 printf 'bindPort = 7000\\nvhostHTTPPort = 8080\\nauth.token = \"lab-token\"\\n' >/run/lab-frps.toml
 systemd-run --quiet --collect --unit=lab-frps /lab/frps -c /run/lab-frps.toml
 systemctl stop qudata-agent
+install -d -m 711 /var/lib/qudata
 printf %s 01890a5d-ac96-774b-bcce-b302099a8057 >/var/lib/qudata/agent_id
 printf %s lab-secret-0123456789 >/var/lib/qudata/agent_secret
 printf %s lab-host >/var/lib/qudata/tunnel_token";
@@ -28,8 +29,7 @@ const SETTINGS: &str = "debug = true\ntunnel = \"frp\"\nfrp_server = \"127.0.0.1
      frp_token = \"lab-token\"\nservice_url = \"http://127.0.0.1:9\"\nagent_port = 15001\n";
 
 /// What the API says through the tunnel server.
-const THROUGH: &str =
-    "curl -s -m 5 -H 'Host: lab-host-15001' -H 'X-Agent-Secret: lab-secret-0123456789' http://127.0.0.1:8080/instances";
+const THROUGH: &str = "curl -s -m 5 -H 'Host: lab-host-15001' -H 'X-Agent-Secret: lab-secret-0123456789' http://127.0.0.1:8080/instances";
 
 pub(super) fn run(machine: &mut Machine) -> Result<()> {
     let machine = &*machine;
@@ -46,14 +46,19 @@ pub(super) fn run(machine: &mut Machine) -> Result<()> {
 
     let unit = machine.remote.must("systemctl list-units --no-legend --plain 'qudata*frpc*'", QUICK)?;
     let unit = unit.split_whitespace().next().context("frpc is no unit of systemd")?.to_owned();
-    let exposure = machine.remote.must(&format!("systemd-analyze security --no-pager {unit} | tail -1"), QUICK)?;
+    let exposure =
+        machine.remote.must(&format!("systemd-analyze security --no-pager {unit} | tail -1"), QUICK)?;
     eprintln!("lab: {unit}: {}", exposure.trim());
-    let user = machine.remote.must(&format!("ps -o uid= -p $(systemctl show --value -p MainPID {unit})"), QUICK)?;
+    let user =
+        machine.remote.must(&format!("ps -o uid= -p $(systemctl show --value -p MainPID {unit})"), QUICK)?;
     ensure!(user.trim() == "719999", "frpc runs as user {}", user.trim());
 
     // The control plane is down: said, and nothing else is the matter.
     let status = machine.remote.run("qudata-agent status --json", QUICK)?.stdout;
-    ensure!(status.contains("control_plane_unreachable"), "status does not tell of the control plane: {status}");
+    ensure!(
+        status.contains("control_plane_unreachable"),
+        "status does not tell of the control plane: {status}"
+    );
 
     let pid = format!("systemctl show --value -p MainPID {unit}");
     let frpc = machine.remote.must(&pid, QUICK)?;

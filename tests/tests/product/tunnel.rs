@@ -127,6 +127,7 @@ fn a_public_port_that_somebody_else_has_is_replaced() {
     agent.wait_for_phase(&vm, "port_moved", SOON);
     world.frpc.recover();
     // What the bring-up remembers must not win over what has changed meanwhile.
+    vm.from_the_beginning();
     agent.wait_for_phase(&vm, "booting", SOON);
     wait_for_routes(&agent, &vm, Duration::from_secs(60));
     let (_, public) = route(&agent, &vm, 22);

@@ -87,6 +87,22 @@ fn ports_come_from_their_ranges_and_skip_what_is_bound() {
 }
 
 #[test]
+fn a_public_port_is_not_the_number_of_a_host_port_while_there_are_others() {
+    let wish = wish(serde_json::json!({"ports": ["22"], "gpus": 0}));
+    let tunneled = Limits { tunneled: true, ..limits() };
+    let mut all: Vec<Taken> = Vec::new();
+    let mut numbers = BTreeSet::new();
+    for _ in 0..4 {
+        let ports = Ports { start: 10_000, ..at(&|_| true) };
+        let leases = plan_leases(&wish, &all, &tunneled, &offer(), &ports);
+        let Ok(leases) = leases else { panic!("{leases:?} beside {all:?}") };
+        let new = [leases.ports[&22], leases.public[&22]].into_iter().filter(|n| numbers.insert(*n)).count();
+        assert!(all.len() > 1 || new == 2, "{leases:?} beside {all:?}");
+        all.push(taken(leases, 1));
+    }
+}
+
+#[test]
 fn a_used_up_range_is_a_conflict() {
     let wish = wish(serde_json::json!({"ports": ["22"], "gpus": 0}));
     let refusal = plan_leases(&wish, &[], &limits(), &offer(), &at(&|port| port >= 20_000)).unwrap_err();
