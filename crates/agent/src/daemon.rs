@@ -123,11 +123,12 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     if !tenants {
         check_kvm(&settings, paths.run()).await?;
     }
-    let membership = Membership::decide(&settings).map_err(DaemonError::Membership)?;
-    let (secret, callers_secret) = watch::channel(membership.secret().clone());
     let tcp = sockets::listen_tcp(settings.listen, settings.agent_port).await.map_err(DaemonError::Listen)?;
     let port = tcp.local_addr().map_err(cannot("read the API's port"))?.port();
     let unix = sockets::listen_unix(&paths.socket()).await.map_err(DaemonError::Listen)?;
+    // After the sockets: whoever cannot have them has changed nothing.
+    let membership = Membership::decide(&settings).map_err(DaemonError::Membership)?;
+    let (secret, callers_secret) = watch::channel(membership.secret().clone());
     let gpus = open_gpus(&settings, &store, gpus).await?;
     let (site, unconfined) = make_site(settings, paths, store, gpus).await?;
     let site = Arc::new(site);
@@ -148,7 +149,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     }
     tracing::info!(port, instances = instances.list().len(), "ready");
     // Ends with this function.
-    let connections = outside::connect(&site, &instances, port, membership, secret);
+    let connections = outside::connect(&site, &instances, port, membership, secret).await;
     let mut watches = JoinSet::new();
     watches.spawn(guard_egress(site.clone(), instances.clone()));
     let gpus = site.gpus.clone();

@@ -187,8 +187,7 @@ impl Instances {
                     "port {} of the guest is not published as {}: {reason}",
                     route.guest_port, route.address
                 ),
-                remedy: "the tunnel server's owner can tell who has it; the instance itself is not affected"
-                    .to_owned(),
+                remedy: "ask the tunnel server's owner; the instance itself is not affected".to_owned(),
                 since: view.since,
             })
         }));

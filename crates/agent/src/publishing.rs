@@ -11,16 +11,24 @@ use std::{
     time::Duration,
 };
 
+use qudata_api::ErrorCode;
 use qudata_tunnel::{Refusal as Why, Route, RouteKind, RouteState, RouteStatus, Tunnel, TunnelStatus};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use uuid::Uuid;
 
 use self::plan::{Published, name, own_route};
-use crate::{instance::record::Sealed, instances::Instances};
+use crate::{instance::record::Sealed, instances::Instances, refusal::Refusal};
 
 /// Between two tries for a port, doubled each time: a server that refuses all of them is not to be flooded.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// An instance that is being brought up or busy with a call is asked again after this.
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+/// Nobody's routes wait longer for one instance.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What the agent publishes of itself.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +49,8 @@ pub struct Publisher {
     token: watch::Receiver<Option<Sealed>>,
     /// Tries for another public port, by instance and guest port.
     moves: BTreeMap<(Uuid, u16), Moves>,
+    /// Routes of VMs that no record knows any more: their tenants keep their way in.
+    kept: Vec<Route>,
     /// Instances whose routes have all been up.
     announced: BTreeSet<Uuid>,
 }
@@ -51,6 +61,12 @@ struct Moves {
     next: Instant,
 }
 
+impl Moves {
+    fn later(self, now: Instant) -> Self {
+        Self { pause: (self.pause * 2).min(LONGEST_PAUSE), next: now + self.pause }
+    }
+}
+
 impl Publisher {
     /// A publisher; nothing happens before [`Publisher::run`].
     pub fn new(
@@ -58,8 +74,9 @@ impl Publisher {
         instances: Instances,
         own: Own,
         token: watch::Receiver<Option<Sealed>>,
+        kept: Vec<Route>,
     ) -> Self {
-        Self { tunnel, instances, own, token, moves: BTreeMap::new(), announced: BTreeSet::new() }
+        Self { tunnel, instances, own, token, moves: BTreeMap::new(), kept, announced: BTreeSet::new() }
     }
 
     /// All routes that should be there: the API's once it has a name, and those of the instances.
@@ -75,7 +92,8 @@ impl Publisher {
         let mut told = None;
         loop {
             let published = self.instances.published();
-            let wanted = Self::wanted(self.own, self.token.borrow_and_update().as_ref(), &published);
+            let mut wanted = Self::wanted(self.own, self.token.borrow_and_update().as_ref(), &published);
+            wanted.extend(self.kept.iter().cloned());
             if told.as_ref() != Some(&wanted) {
                 self.tunnel.want(wanted.clone());
                 told = Some(wanted);
@@ -118,10 +136,17 @@ impl Publisher {
         for (id, guest, public) in refused {
             let moves = self.moves.entry((id, guest)).or_insert(Moves { pause: FIRST_PAUSE, next: now });
             if moves.next <= now {
-                *moves = Moves { pause: (moves.pause * 2).min(LONGEST_PAUSE), next: now + moves.pause };
-                if let Err(refusal) = self.instances.move_port(id, guest, public).await {
-                    tracing::warn!(instance = %id, guest, public, %refusal, "no other public port yet");
-                }
+                // A late answer is as good: the order names the port that it replaces.
+                let order = timeout(PATIENCE, self.instances.move_port(id, guest, public));
+                let done = order.await.unwrap_or_else(|_| Err(Refusal::busy("the instance is busy")));
+                *moves = match done {
+                    Err(refusal) if refusal.code == ErrorCode::Busy => Moves { next: now + BUSY_PAUSE, ..*moves },
+                    Err(refusal) => {
+                        tracing::warn!(instance = %id, guest, public, %refusal, "no other public port");
+                        moves.later(now)
+                    }
+                    Ok(()) => moves.later(now),
+                };
             }
             again = again.min(moves.next);
         }

@@ -368,6 +368,14 @@ impl Settings {
                 )));
             }
         }
+        let reached = self.listen.is_unspecified() || self.listen == Ipv4Addr::LOCALHOST;
+        if self.tunnel == TunnelKind::Frp && !reached {
+            problems.push(Problem(format!(
+                "QUDATA_LISTEN={}: behind a tunnel 127.0.0.1 and 0.0.0.0 are allowed, because the tunnel client connects to \
+                 127.0.0.1; take it away, or set QUDATA_TUNNEL=none",
+                self.listen
+            )));
+        }
         let (first, last) = (TCP_PORTS.start(), TCP_PORTS.end());
         let ssh = self.ssh_ports;
         if self.tunnel == TunnelKind::Frp

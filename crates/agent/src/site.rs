@@ -95,12 +95,28 @@ impl Site {
 
     /// Name or address at which the instances' public TCP ports are.
     pub fn public_host(&self) -> String {
-        match (self.settings.tunnel, self.settings.listen) {
-            (TunnelKind::Frp, _) => self.settings.frp_server(),
-            // Bound everywhere: from the host itself, this is where it is.
-            (TunnelKind::None, any) if any.is_unspecified() => "127.0.0.1".to_owned(),
-            (TunnelKind::None, address) => address.to_string(),
+        match self.settings.tunnel {
+            TunnelKind::Frp => self.settings.frp_server(),
+            TunnelKind::None => self.local_host(),
         }
+    }
+
+    /// Address at which the instances' ports are on this host.
+    pub fn local_host(&self) -> String {
+        match self.settings.listen {
+            // Bound everywhere: from the host itself, this is where it is.
+            any if any.is_unspecified() => "127.0.0.1".to_owned(),
+            address => address.to_string(),
+        }
+    }
+
+    /// Where the tunnel client is started from. Part of the name of its unit, which two agents of one host must not share.
+    pub fn tunnel_dir(&self) -> std::path::PathBuf {
+        let name = match self.egress.table() {
+            "qudata" => "tunnel".to_owned(),
+            other => format!("tunnel-{other}"),
+        };
+        self.paths.run().join(name)
     }
 
     /// What the owner allows.

@@ -107,6 +107,11 @@ impl Egress {
         Self { table, allow, nft: PathBuf::from("nft") }
     }
 
+    /// Name of its table.
+    pub fn table(&self) -> &str {
+        &self.table.0
+    }
+
     /// Creates or refreshes the table. Machines admitted before stay admitted, and no packet passes between two rules.
     /// Guests ask the first of `resolvers` (see [`resolvers()`]) and may ask the others by address.
     ///

@@ -63,13 +63,17 @@ pub(crate) enum AdminError {
 }
 
 /// A route as frpc sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
 pub(crate) struct SeenRoute {
     pub(crate) name: String,
+    #[serde(default, rename = "type")]
+    pub(crate) kind: String,
     #[serde(rename = "status")]
     pub(crate) phase: String,
     #[serde(default, rename = "err")]
     pub(crate) words: String,
+    #[serde(default)]
+    pub(crate) local_addr: String,
     #[serde(default)]
     pub(crate) remote_addr: String,
 }

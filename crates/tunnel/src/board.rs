@@ -22,13 +22,16 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    pub(crate) fn new() -> (Self, watch::Receiver<TunnelStatus>) {
-        let (status, seen) = watch::channel(TunnelStatus {
+    /// A board that tells of these routes.
+    pub(crate) fn new(states: States) -> (Self, watch::Receiver<TunnelStatus>) {
+        let mut first = TunnelStatus {
             state: TunnelState::Starting,
             since: Timestamp::now(),
             version: None,
             routes: BTreeMap::new(),
-        });
+        };
+        change_routes(&mut first, states);
+        let (status, seen) = watch::channel(first);
         (Self { status }, seen)
     }
 
@@ -74,6 +77,14 @@ impl Board {
         let told = status.routes.get(&route.name).filter(|told| told.route == *route);
         told.map(|told| told.state.clone())
     }
+}
+
+/// How routes do before anything is known: those that are not wanted may still be routed by an earlier frpc.
+pub(crate) fn first_states(wanted: &[Route], earlier: Vec<Route>) -> States {
+    let state = |route: &Route, state| (route.name.clone(), (route.clone(), state));
+    let mut states: States = earlier.iter().map(|route| state(route, RouteState::Removing)).collect();
+    states.extend(wanted.iter().map(|route| state(route, RouteState::Adding)));
+    states
 }
 
 fn waiting(wanted: &Wanted) -> States {
@@ -126,8 +137,27 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_frpc_may_route_is_told_until_it_is_known_better() {
+        let (stay, gone) = (tcp("stay", 1, 2), tcp("gone", 3, 4));
+        let wanted: Wanted = [(stay.name.clone(), stay.clone())].into();
+        let (board, seen) =
+            Board::new(first_states(std::slice::from_ref(&stay), vec![stay.clone(), gone.clone()]));
+        let told = || {
+            let routes = seen.borrow().routes.clone();
+            routes.into_values().map(|told| (told.route, told.state)).collect::<Vec<_>>()
+        };
+        let first = [(gone, RouteState::Removing), (stay.clone(), RouteState::Adding)];
+        assert_eq!(told(), first);
+        assert_eq!(seen.borrow().state, TunnelState::Starting);
+        board.unclear(&wanted, None);
+        assert_eq!(told(), first, "it may still run");
+        board.nothing_routed(&wanted, None);
+        assert_eq!(told(), [(stay, RouteState::Waiting)]);
+    }
+
+    #[test]
     fn times_are_kept_as_long_as_nothing_changes() {
-        let (board, mut seen) = Board::new();
+        let (board, mut seen) = Board::new(States::new());
         let first = seen.borrow_and_update().since;
         std::thread::sleep(std::time::Duration::from_millis(2));
         let tell = |state| board.nothing_routed(&Wanted::new(), Some(state));
@@ -146,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_route_that_changes_starts_anew_and_a_gone_one_goes() {
-        let (board, seen) = Board::new();
+        let (board, seen) = Board::new(States::new());
         let tell = |route: Route, state| board.all([(route.name.clone(), (route, state))].into(), None);
         let since = || seen.borrow().routes.values().next().unwrap().since;
         let pause = || std::thread::sleep(std::time::Duration::from_millis(2));

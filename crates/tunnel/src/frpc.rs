@@ -11,7 +11,7 @@ use std::{fs, io, net::Ipv4Addr, path::Path, time::Duration};
 
 use qudata_host::{
     durable::{self, DurableError},
-    launch::{Confinement, EndError, Launch, LaunchError, log_path},
+    launch::{Confinement, EndError, Launch, LaunchError, Launcher, log_path},
     process::{Process, ProcessError},
     size::ByteSize,
 };
@@ -134,7 +134,12 @@ pub(crate) async fn attain(setup: &TunnelSetup) -> Result<(Frpc, Option<Version>
 
 /// Ends it, whoever started it; absence is success.
 pub(crate) async fn end(setup: &TunnelSetup) -> Result<(), EndError> {
-    setup.launcher.end(&setup.dir, NAME, END_DEADLINE).await
+    end_in(&setup.launcher, &setup.dir).await
+}
+
+/// The same for the launch in `dir`.
+pub(crate) async fn end_in(launcher: &Launcher, dir: &Path) -> Result<(), EndError> {
+    launcher.end(dir, NAME, END_DEADLINE).await
 }
 
 /// What frpc said last.

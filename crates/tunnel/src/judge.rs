@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use crate::{
     admin::SeenRoute,
+    astray::is_extra,
     board::States,
     definition::Definitions,
     log::{Session, printable},
     plan::Wanted,
     publish::Publication,
-    route::{ProxyName, Refusal},
+    route::{ProxyName, Refusal, Route, RouteKind},
     setup::Server,
     status::{RouteState, TunnelState},
 };
@@ -64,7 +65,7 @@ pub(crate) fn link(
     }
 }
 
-/// How every route does.
+/// How every route does. One that frpc runs and neither has nor should have is told too: its port is in use.
 pub(crate) fn route_states(
     wanted: &Wanted,
     known: &Definitions,
@@ -86,7 +87,23 @@ pub(crate) fn route_states(
     for (name, defined) in known.iter().filter(|(name, _)| !wanted.contains_key(name)) {
         states.insert(name.clone(), (defined.route.clone(), RouteState::Removing));
     }
+    for route in seen.iter().filter(|seen| is_extra(seen, known)).filter_map(route_of) {
+        states.entry(route.name.clone()).or_insert((route, RouteState::Removing));
+    }
     states
+}
+
+/// The route that frpc runs, in its own words. `None` when it leads nowhere yet, or was never one of ours.
+fn route_of(seen: &SeenRoute) -> Option<Route> {
+    let (_, local_port) = seen.local_addr.rsplit_once(':')?;
+    let (place, remote_port) = seen.remote_addr.rsplit_once(':').unwrap_or((&seen.remote_addr, ""));
+    let kind = match seen.kind.as_str() {
+        "tcp" => RouteKind::Tcp { remote_port: remote_port.parse().ok()? },
+        "http" => RouteKind::Http { domain: place.parse().ok()? },
+        _ => return None,
+    };
+    let name = ProxyName::try_from(seen.name.as_str()).ok()?;
+    Some(Route { name, kind, local_port: local_port.parse().ok()? })
 }
 
 fn unanswered(link: Link) -> RouteState {

@@ -33,19 +33,20 @@ pub(crate) struct SessionLog {
     session: Option<Session>,
     failure: Option<String>,
     failures: u64,
+    logins: u64,
 }
 
 impl SessionLog {
     /// The log at `path`, of which what a new frpc writes counts.
     pub(crate) fn at_end(path: PathBuf) -> Self {
         let offset = path.metadata().map_or(0, |found| found.len());
-        Self { path, offset, session: None, failure: None, failures: 0 }
+        Self { path, offset, session: None, failure: None, failures: 0, logins: 0 }
     }
 
     /// The log at `path` of a frpc that runs already.
     pub(crate) fn of_running(path: PathBuf) -> Self {
         let offset = path.metadata().map_or(0, |found| found.len().saturating_sub(READ_MAX));
-        Self { path, offset, session: None, failure: None, failures: 0 }
+        Self { path, offset, session: None, failure: None, failures: 0, logins: 0 }
     }
 
     /// What frpc noted last about its session, as of the last [`SessionLog::read_on`].
@@ -61,6 +62,11 @@ impl SessionLog {
     /// How often it was refused one.
     pub(crate) fn failures(&self) -> u64 {
         self.failures
+    }
+
+    /// How often it has got one.
+    pub(crate) fn logins(&self) -> u64 {
+        self.logins
     }
 
     /// Reads what was added, and cuts the log when it has grown long.
@@ -91,7 +97,10 @@ impl SessionLog {
                 self.failure = Some(words.clone());
                 self.failures += 1;
             }
-            Session::LoggedIn => self.failure = None,
+            Session::LoggedIn => {
+                self.failure = None;
+                self.logins += 1;
+            }
             Session::Trying => {}
         }
         self.session = Some(session);
@@ -182,6 +191,9 @@ mod tests {
         append(&path, &LOGIN[80..]);
         log.read_on().unwrap();
         assert_eq!((log.session(), log.failure()), (Some(&Session::LoggedIn), None));
+        append(&path, &[TRY, LOGIN].concat());
+        log.read_on().unwrap();
+        assert_eq!((log.session(), log.logins()), (Some(&Session::LoggedIn), 2), "another one, at once");
         let mut running = SessionLog::of_running(path);
         running.read_on().unwrap();
         assert_eq!(running.session(), Some(&Session::LoggedIn));

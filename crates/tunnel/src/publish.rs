@@ -56,6 +56,10 @@ impl PublishError {
     /// A stable word and what to do.
     pub(crate) fn advice(&self) -> (&'static str, &'static str) {
         match self {
+            Self::Admin(AdminError::Refused { .. }) => (
+                "frpc_admin",
+                "see what frpc says: most often its directory has no room or other rights; it is tried again",
+            ),
             Self::Admin(_) => {
                 ("frpc_admin", "nothing: it is tried again, and frpc is restarted should it last")
             }
@@ -170,6 +174,13 @@ impl Publication {
         };
         self.known = Some(known.clone());
         Ok(known)
+    }
+
+    /// Makes frpc run what it has, and asks it anew what that is. Routes that run as they should are left alone.
+    pub(crate) async fn reconcile(&mut self, admin: &Admin) -> Result<(), PublishError> {
+        self.known = None;
+        // Without a store asking is making it read its file again.
+        if self.config.abilities().store { Ok(admin.reload().await?) } else { Ok(()) }
     }
 
     async fn drop_foreign(&self, admin: &Admin, name: &str) -> Result<(), PublishError> {

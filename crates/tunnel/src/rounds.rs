@@ -12,7 +12,9 @@ use tokio::time::Instant;
 
 use crate::{
     admin::{AdminError, SeenRoute},
+    astray::Astray,
     backoff::Backoff,
+    balk::Balk,
     board::{Board, States},
     definition::Definitions,
     frpc::Frpc,
@@ -84,6 +86,8 @@ pub(crate) struct Rounds {
     /// Since when frpc has not been told anything.
     failing: Option<Instant>,
     retries: BTreeMap<ProxyName, Retry>,
+    balk: Balk,
+    astray: Astray,
     /// The log could not be read; told once.
     blind: bool,
 }
@@ -98,6 +102,8 @@ impl Rounds {
             checked: None,
             failing: None,
             retries: BTreeMap::new(),
+            balk: Balk::default(),
+            astray: Astray::new(),
             blind: false,
         }
     }
@@ -127,6 +133,9 @@ impl Rounds {
         let settled = states.values().all(|(_, state)| is_settled(state));
         self.tell(states, frpc, around);
         self.settling = if settled { None } else { Some(self.settling.map_or(0, |looks| looks + 1)) };
+        if self.astray.is_due(&look.known, &look.seen, self.link, Instant::now()) {
+            self.reconcile(frpc).await;
+        }
         // Looked at just now: nothing is routed.
         if due
             && self.link == Link::Down
@@ -141,20 +150,21 @@ impl Rounds {
 
     /// Whether the log has news of the session.
     fn read_log(&mut self, frpc: &mut Frpc, around: &mut Around<'_>) -> bool {
-        let before = (frpc.log.session().cloned(), frpc.log.failures());
+        let (session, failures, logins) =
+            (frpc.log.session().cloned(), frpc.log.failures(), frpc.log.logins());
         if let Err(error) = frpc.log.read_on() {
             if !self.blind {
                 tracing::warn!(%error, "frpc's log cannot be read, so why it has no session is not known");
             }
             self.blind = true;
         }
-        if frpc.log.failures() != before.1
+        if frpc.log.failures() != failures
             && let Some(lookout) = around.lookout
         {
             lookout.note_failure();
         }
-        frpc.log.session() != before.0.as_ref() && frpc.log.session() == Some(&Session::LoggedIn)
-            || (self.link == Link::Up && frpc.log.session() != before.0.as_ref())
+        // Also one that came so soon after the loss of another that nothing else has changed.
+        frpc.log.logins() != logins || (self.link == Link::Up && frpc.log.session() != session.as_ref())
     }
 
     /// Whether nothing needs the admin server now.
@@ -180,18 +190,33 @@ impl Rounds {
             wanted.iter().filter(|(name, _)| !unfit(name)).map(|(n, r)| (n.clone(), r.clone())).collect();
         let changes = plan_changes(&fit, &known, &again);
         let mut look = Look { known, seen: Vec::new() };
-        if !changes.is_empty() {
-            self.settling = Some(0);
-            match frpc.publication.apply(&frpc.admin, &changes).await {
-                Ok(()) => {}
-                // The outcome is looked at; what is still to do is done in the next round.
-                Err(PublishError::Admin(error)) => tracing::warn!(%error, "frpc did not take every change"),
+        if changes.is_empty() {
+            self.balk.end();
+        } else {
+            let hurry = match frpc.publication.apply(&frpc.admin, &changes).await {
+                Ok(()) => {
+                    self.balk.end();
+                    true
+                }
+                // The outcome is looked at; what is still to do is done in the next round, later each time.
+                Err(error @ PublishError::Admin(_)) => self.balk.note(error, Instant::now()),
                 Err(error) => return Err(error),
+            };
+            if hurry {
+                self.settling = Some(0);
             }
             look.known = frpc.publication.observe(&frpc.admin).await?;
         }
         look.seen = frpc.admin.status().await?;
         Ok(look)
+    }
+
+    async fn reconcile(&mut self, frpc: &mut Frpc) {
+        tracing::info!("frpc does not run the routes it has and is made to compare them");
+        if let Err(error) = frpc.publication.reconcile(&frpc.admin).await {
+            tracing::warn!(error = chain(&error), "frpc does not compare its routes; it is tried again");
+        }
+        self.settling = Some(0);
     }
 
     /// Names of the routes that are to be tried again now.
@@ -257,7 +282,7 @@ impl Rounds {
         let state = match self.link {
             Link::Up => {
                 **lookout = None;
-                Some(TunnelState::Up)
+                Some(self.balk.state(Instant::now()).unwrap_or(TunnelState::Up))
             }
             Link::Pending => None,
             Link::Down => {
@@ -277,8 +302,9 @@ impl Rounds {
                 Duration::from_millis(SETTLING.get(looks).copied().unwrap_or(1000))
             }
         };
-        let retry =
-            self.retries.values().map(|retry| retry.at.saturating_duration_since(Instant::now())).min();
+        // Without a session nothing is tried again, however long it has been due.
+        let retries = self.retries.values().filter(|_| self.link == Link::Up);
+        let retry = retries.map(|retry| retry.at.saturating_duration_since(Instant::now())).min();
         Next::After(retry.map_or(pause, |retry| pause.min(retry.max(Duration::from_millis(20)))))
     }
 
@@ -343,20 +369,4 @@ fn is_settled(state: &RouteState) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_frpc_that_may_carry_sessions_is_not_given_up_for_less_than_long_silence() {
-        let (short, long, attempt) = (Duration::from_secs(60), Duration::from_secs(120), "x");
-        let admin = |error| PublishError::Admin(error);
-        let refused = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-        assert!(!is_lost(&admin(AdminError::Late { attempt }), short));
-        assert!(is_lost(&admin(AdminError::Late { attempt }), long));
-        assert!(is_lost(&admin(AdminError::Connect { attempt, source: refused() }), long));
-        assert!(is_lost(&admin(AdminError::Stranger), Duration::ZERO));
-        let no = AdminError::Refused { attempt, status: 500, words: "disk full".into() };
-        assert!(!is_lost(&admin(no), long));
-        assert!(!is_lost(&PublishError::Read(refused()), long));
-    }
-}
+mod tests;

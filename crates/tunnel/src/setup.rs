@@ -1,6 +1,6 @@
 //! What a tunnel is made of: frpc, where its files are, as whom it runs, which frps it joins. Given once, at the start.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use qudata_host::launch::Launcher;
 use secrecy::SecretString;
@@ -44,16 +44,26 @@ pub struct TunnelSetup {
 impl TunnelSetup {
     /// Directory that frpc may write: its store of routes.
     pub(crate) fn state_dir(&self) -> PathBuf {
-        self.dir.join("state")
+        state_dir(&self.dir)
     }
 
     /// frpc's store of routes.
     pub(crate) fn store(&self) -> PathBuf {
-        self.state_dir().join("routes.json")
+        store_in(&self.dir)
     }
 
     /// The file with the token, for a frpc that reads it from one.
     pub(crate) fn token_file(&self) -> PathBuf {
         self.config.with_extension("token")
     }
+}
+
+/// Directory that the frpc of the launch in `dir` may write.
+pub(crate) fn state_dir(dir: &Path) -> PathBuf {
+    dir.join("state")
+}
+
+/// The store of the frpc of the launch in `dir`.
+pub(crate) fn store_in(dir: &Path) -> PathBuf {
+    state_dir(dir).join("routes.json")
 }

@@ -12,7 +12,7 @@ use crate::{
 /// The tunnel and its routes at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelStatus {
-    /// Whether there is a session with frps.
+    /// Whether there is a session with frps, and whether frpc does what it is told.
     pub state: TunnelState,
     /// Since when it is so.
     pub since: Timestamp,
@@ -29,7 +29,8 @@ pub enum TunnelState {
     Starting,
     /// There is a session.
     Up,
-    /// There is none. It comes back by itself once the reason is gone.
+    /// There is none, or frpc does not do what it is told (`frpc_admin`); then what it routes it goes on routing, and
+    /// the routes tell. It comes back by itself once the reason is gone.
     Down {
         /// Stable word for programs:
         /// `frps_unreachable`, `frps_refused` (the token), `frps_untrusted` (its certificate), `frpc_missing`,

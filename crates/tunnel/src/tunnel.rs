@@ -6,7 +6,8 @@ use qudata_host::launch::EndError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    board::Board,
+    board::{Board, first_states},
+    earlier::earlier_routes,
     route::Route,
     setup::TunnelSetup,
     status::TunnelStatus,
@@ -16,7 +17,7 @@ use crate::{
 /// frpc could not be ended.
 #[derive(Debug, thiserror::Error)]
 #[error("the tunnel cannot be ended")]
-pub struct StopError(#[source] EndError);
+pub struct StopError(#[source] pub(crate) EndError);
 
 /// A tunnel. Clones are the same one. When the last is dropped the care for frpc ends, and frpc goes on: the next
 /// [`Tunnel::start`] in the same directory takes it over.
@@ -36,10 +37,13 @@ impl Tunnel {
     /// Takes over the frpc of an earlier agent if it runs with the same settings, else starts one, and sees to it that it
     /// has the wanted routes. Needs a tokio runtime. Whatever goes wrong is told by the status and tried again. One
     /// directory has one tunnel at a time.
+    ///
+    /// From the first moment the status has what an earlier frpc may still route, as far as the disk tells it, until it
+    /// is known better.
     pub fn start(setup: TunnelSetup, wanted: Vec<Route>) -> Self {
+        let (board, status) = Board::new(first_states(&wanted, earlier_routes(&setup.dir, &setup.config)));
         let (wanted, wanted_seen) = watch::channel(wanted);
         let (stops, stops_seen) = mpsc::channel(1);
-        let (board, status) = Board::new();
         tokio::spawn(TunnelTask::new(setup, wanted_seen, stops_seen, board).run());
         Self { ends: Arc::new(Ends { wanted, stops, status }) }
     }

@@ -41,7 +41,10 @@ pub(super) fn run(machine: &mut Machine) -> Result<()> {
         Tenant::order(machine, &Order { name: "far", tunnel_token: Some("renter"), ..Order::default() })?;
     tenant.wait_until_ready()?;
     let port = public_port(&tenant)?;
-    let banner = format!("timeout 5 bash -c 'head -c 7 </dev/tcp/127.0.0.1/{port}'");
+    // The client speaks first: this passt forwards nothing before it has.
+    let banner = format!(
+        "timeout 5 bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}; printf \"SSH-2.0-lab\\r\\n\" >&3; head -c 7 <&3'"
+    );
     wait_for(machine, &banner, "SSH-2.0")?;
 
     let unit = machine.remote.must("systemctl list-units --no-legend --plain 'qudata*frpc*'", QUICK)?;
@@ -71,7 +74,7 @@ pub(super) fn run(machine: &mut Machine) -> Result<()> {
     // The server as it was.
     let script = format!(
         "systemctl stop qudata-agent {unit} lab-frps; cd /var/lib/qudata && rm -f agent_id agent_secret tunnel_token; \
-         rm -rf /run/qudata/tunnel /etc/qudata/frpc.* /usr/local/bin/frpc"
+         rm -rf /run/qudata/tunnel* /etc/qudata/frpc.* /usr/local/bin/frpc"
     );
     machine.remote.must(&script, QUICK).map(drop)
 }

@@ -172,6 +172,27 @@ fn orig_f9_whatever_frpc_does_tenants_stay_and_the_tunnel_comes_back() {
     platform.delete(&vm.id, SOON).unwrap();
 }
 
+/// frpc outlives the agent: left alone, its routes would lead to whoever gets their ports next.
+#[test]
+fn a_tunnel_that_is_turned_off_leaves_no_client_behind() {
+    let world = World::new();
+    let mut agent = world.agent();
+    let platform = world.platform();
+    let vm = order(&platform, &wish("renter-1"));
+    wait_for_routes(&agent, &vm, SOON);
+    agent.wait_for_phase(&vm, "booting", SOON);
+    let (frpc, qemu) = (agent.frpc().unwrap(), agent.qemu(&vm));
+    let local = agent.view(&vm)["local_ports"]["22"].clone();
+    agent.terminate();
+    assert!(frpc.is_alive(), "an agent that stops leaves the tunnel");
+    agent.change("QUDATA_TUNNEL", "none");
+    agent.restart();
+    assert!(!frpc.is_alive() && qemu.is_alive());
+    let view = agent.view(&vm);
+    assert!(view["ports"]["22"] == local && view["routes"].is_null(), "{view}");
+    agent.delete(&vm);
+}
+
 #[test]
 fn the_control_plane_may_be_away_and_replace_the_secret() {
     let world = World::new();
@@ -229,7 +250,9 @@ fn orig_f2_a_token_says_a_name_and_nothing_else() {
     }
     assert_eq!(agent.ids(), Vec::<String>::new());
     assert_eq!(agent.frpc().unwrap().identity(), frpc.identity());
-    let routes = fs::read_to_string(agent.run_dir().join("tunnel/state/routes.json")).unwrap();
+    let routes =
+        fs::read_to_string(agent.run_dir().join(format!("tunnel-{}/state/routes.json", agent.table())))
+            .unwrap();
     let routes: Value = serde_json::from_str(&routes).unwrap();
     let names: Vec<_> = routes["proxies"].as_array().unwrap().iter().map(|proxy| &proxy["name"]).collect();
     assert!(names.len() == 1 && names[0].as_str().unwrap().starts_with("agent-"), "{names:?}");

@@ -144,7 +144,7 @@ impl Handle {
     /// Publishes a port of the guest under another number from now on.
     ///
     /// # Errors
-    /// When that could not be written down.
+    /// When the instance is busy; it is asked again then.
     pub async fn move_port(&self, change: PortMove) -> Result<(), Refusal> {
         self.ask(|reply| Request::MovePort(change, reply)).await
     }

@@ -106,9 +106,12 @@ pub(super) fn first_reason(record: &InstanceRecord) -> Option<String> {
 
 /// The view of a record in a state.
 pub(super) fn first_view(site: &Site, record: &InstanceRecord, state: InstanceState) -> InstanceView {
-    let public = record.leases.public_ports();
+    // As they are now: the owner may have changed the tunnel since the instance was made. Without a name at the tunnel
+    // server nothing of it is published.
+    let published = site.settings.tunnel == TunnelKind::Frp && record.spec.tunnel_token.is_some();
+    let public = if published { record.leases.public_ports() } else { record.leases.ports.clone() };
     let ssh = public.get(&SSH_PORT).map(|port| SshEndpoint {
-        host: site.public_host(),
+        host: if published { site.public_host() } else { site.local_host() },
         port: *port,
         user: "root".to_owned(),
     });
@@ -121,10 +124,7 @@ pub(super) fn first_view(site: &Site, record: &InstanceRecord, state: InstanceSt
         since: record.since,
         reason: first_reason(record),
         ports: port_map(&public),
-        local_ports: match site.settings.tunnel {
-            TunnelKind::Frp => port_map(&record.leases.ports),
-            TunnelKind::None => BTreeMap::new(),
-        },
+        local_ports: if published { port_map(&record.leases.ports) } else { BTreeMap::new() },
         routes: Vec::new(),
         ssh,
         ssh_host_key: record.host_key.clone(),

@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 
-use qudata_tunnel::{Server, Tunnel, TunnelSetup};
+use qudata_api::Problem;
+use qudata_tunnel::{Route, Server, Tunnel, TunnelSetup};
 use tokio::{sync::watch, task::JoinSet};
+use uuid::Uuid;
 
 use super::Outside;
 use crate::{
@@ -15,6 +17,7 @@ use crate::{
     instance::record::Sealed,
     instances::Instances,
     publishing::{Own, Publisher},
+    refusal::chain,
     secret::AgentSecret,
     settings::{Settings, TunnelKind},
     site::Site,
@@ -29,7 +32,10 @@ pub struct Connections {
 
 /// Begins to register and to publish, waiting for neither. `secret` is what callers of the API present from now on; `port`
 /// is the API's.
-pub fn connect(
+///
+/// Without a tunnel it first ends the client that an agent with one has left: its routes would go on, and lead to whoever
+/// gets their ports next.
+pub async fn connect(
     site: &Arc<Site>,
     instances: &Instances,
     port: u16,
@@ -37,6 +43,18 @@ pub fn connect(
     secret: watch::Sender<AgentSecret>,
 ) -> Connections {
     let mut tasks = JoinSet::new();
+    if site.settings.tunnel == TunnelKind::None
+        && let Err(error) = qudata_tunnel::end_earlier(&site.launcher, &site.tunnel_dir()).await
+    {
+        let message = format!("the tunnel was turned off and its client still runs: {}", chain(&error));
+        tracing::error!(message);
+        instances.report(vec![Problem {
+            code: "frpc_left".to_owned(),
+            message,
+            remedy: "end frpc yourself, then restart the agent; VMs are not affected".to_owned(),
+            since: jiff::Timestamp::now(),
+        }]);
+    }
     let Membership::Member { registration, .. } = membership else {
         return Connections { _control_plane: None, _tasks: tasks };
     };
@@ -97,7 +115,7 @@ fn publish(
     let setup = TunnelSetup {
         frpc: settings.frpc_binary.clone(),
         config: settings.frpc_config.clone(),
-        dir: site.paths.run().join("tunnel"),
+        dir: site.tunnel_dir(),
         uid: user,
         gid: user,
         launcher: site.launcher.clone(),
@@ -109,8 +127,19 @@ fn publish(
         },
         user: own.agent_id.to_string(),
     };
-    let wanted = Publisher::wanted(own, token.borrow().as_ref(), &instances.published());
+    let kept = orphaned(site, instances, qudata_tunnel::earlier_routes(&setup.dir, &setup.config));
+    let mut wanted = Publisher::wanted(own, token.borrow().as_ref(), &instances.published());
+    wanted.extend(kept.iter().cloned());
     let tunnel = Tunnel::start(setup, wanted);
-    let publisher = Publisher::new(tunnel.clone(), instances.clone(), own, token);
+    let publisher = Publisher::new(tunnel.clone(), instances.clone(), own, token, kept);
     (tunnel, publisher)
+}
+
+/// Those of these routes that lead to VMs which no record knows, as after a damaged store. They live on, untouched; their
+/// tenants shall be able to reach them. Their run directories are gone after a reboot of the host.
+fn orphaned(site: &Site, instances: &Instances, earlier: Vec<Route>) -> Vec<Route> {
+    let known = |id: Uuid| instances.get(id).is_some();
+    let id = |route: &Route| route.name.as_str().get(..Uuid::nil().hyphenated().to_string().len())?.parse().ok();
+    let orphan = |route: &Route| id(route).is_some_and(|id| !known(id) && site.paths.vms().join(id.to_string()).exists());
+    earlier.into_iter().filter(orphan).collect()
 }

@@ -86,7 +86,7 @@ const PATH: &str = "an absolute path";
 const SIZE: &str = "a size such as 512M, 8G or 1T";
 const API_KEY: &str = "a key that starts with \"ak-\"";
 const PLACE: &str = "a name of up to 64 characters";
-const TOKEN: &str = "a text of 1 to 512 printable characters without spaces";
+const TOKEN: &str = "a text of 1 to 512 printable characters without spaces, quotes, backslashes and braces";
 const PORTS: &str = "two ports from 1024 to 65535 such as 10000-15000";
 
 macro_rules! key {

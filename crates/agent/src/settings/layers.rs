@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fmt, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -65,7 +66,10 @@ impl LoadFrom<'static> {
     pub fn host(config: Option<&Path>, flags: Vec<(&'static str, String)>) -> Result<Self, ReadFileError> {
         let path = config.unwrap_or(Path::new(DEFAULT_FILE));
         let file = match std::fs::read_to_string(path) {
-            Ok(text) => Some(SettingsFile { path: path.to_owned(), text }),
+            Ok(text) => {
+                keep_from_others(path);
+                Some(SettingsFile { path: path.to_owned(), text })
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound && config.is_none() => None,
             Err(source) => return Err(ReadFileError { path: path.to_owned(), source }),
         };
@@ -79,6 +83,16 @@ impl LoadFrom<'static> {
     /// With every problem that was found.
     pub fn load(&self) -> Result<Settings, super::SettingsError> {
         Settings::load(self)
+    }
+}
+
+/// The file may hold secrets, its name is known to everybody, and others may pass its directory. Whoever is not its owner
+/// cannot do this and need not.
+fn keep_from_others(path: &Path) {
+    let Ok(found) = std::fs::metadata(path) else { return };
+    let mode = found.permissions().mode();
+    if mode & 0o007 != 0 {
+        let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7770));
     }
 }
 

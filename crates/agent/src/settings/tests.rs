@@ -391,6 +391,9 @@ fn ssh_ports_behind_a_tunnel_are_those_of_the_tunnel_server() {
     let read = |file| problems(Settings::load(&from(file, &[])));
     let said = read("ssh_ports = \"9000-9100\"").unwrap_err().join("\n");
     assert!(said.contains("QUDATA_SSH_PORTS (9000-9100)") && said.contains("10000 to 15000"), "{said}");
+    // Routes lead to 127.0.0.1: what the owner has there must not be published under a tenant's name.
+    let said = read("listen = \"10.0.0.5\"").unwrap_err().join("\n");
+    assert!(said.contains("QUDATA_LISTEN=10.0.0.5") && read("listen = \"0.0.0.0\"").is_ok(), "{said}");
     let without = read("ssh_ports = \"9000-9100\"\ntunnel = \"none\"").unwrap();
     assert_eq!(without.ssh_ports.first, 9000);
 }

@@ -104,8 +104,7 @@ pub(super) fn place(text: &str) -> Option<String> {
 
 /// A secret of the tunnel server.
 pub(super) fn token(text: &str) -> Option<SecretString> {
-    let plain = text.bytes().all(|b| b.is_ascii_graphic());
-    (plain && (1..=512).contains(&text.len())).then(|| text.into())
+    (text.len() <= 512 && qudata_tunnel::check_token(text).is_ok()).then(|| text.into())
 }
 
 /// A DNS label.

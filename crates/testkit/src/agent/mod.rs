@@ -168,6 +168,11 @@ impl TestAgent {
         status
     }
 
+    /// Changes a variable of its environment, from the next start on.
+    pub fn change(&mut self, variable: &str, value: &str) {
+        self.setup = self.setup.clone().set(variable, value);
+    }
+
     /// Starts it again in the same corner with the same settings, after [`Self::kill9`] or [`Self::terminate`].
     pub fn restart(&self) {
         assert!(self.with_child(|_| ()).is_none(), "the agent still runs");

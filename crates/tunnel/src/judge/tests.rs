@@ -1,7 +1,10 @@
 use super::*;
 use crate::{
     config::{Abilities, AdminAccess, Config},
-    definition::{Defined, tests::tcp},
+    definition::{
+        Defined,
+        tests::{http, tcp},
+    },
     publish::ConfigFile,
 };
 
@@ -11,6 +14,7 @@ fn seen(name: &str, phase: &str, words: &str) -> SeenRoute {
         phase: phase.into(),
         words: words.into(),
         remote_addr: if phase == "running" { "h:1".into() } else { String::new() },
+        ..SeenRoute::default()
     }
 }
 
@@ -74,6 +78,38 @@ fn every_route_has_a_state() {
     let state = |name: &str| states[&name.parse::<ProxyName>().unwrap()].1.clone();
     assert_eq!((state("up"), state("new")), (RouteState::Waiting, RouteState::Waiting));
     assert_eq!(state("old"), RouteState::Removing, "frpc would route it in the next session");
+}
+
+/// As frp 0.70 lists them: server/proxy/http.go leaves port 80 out.
+#[test]
+fn what_frpc_runs_and_does_not_have_is_told_with_its_port() {
+    let run = |name: &str, kind: &str, local: &str, remote: &str| SeenRoute {
+        name: name.into(),
+        kind: kind.into(),
+        phase: "running".into(),
+        words: String::new(),
+        local_addr: local.into(),
+        remote_addr: remote.into(),
+    };
+    let listed = [
+        run("gone.22", "tcp", "127.0.0.1:20022", "frps.x:10022"),
+        run("gone.80", "http", "127.0.0.1:20080", "tok.x:8080"),
+        run("gone.81", "http", "127.0.0.1:20081", "tok-81.x"),
+        run("new", "tcp", "127.0.0.1:9", "frps.x:10023"),
+        run("plugin", "tcp", "", "frps.x:10024"),
+        run("not yet", "http", "127.0.0.1:5", ""),
+    ];
+    let new = tcp("new", 1, 1);
+    let wanted: Wanted = [(new.name.clone(), new.clone())].into();
+    let states = route_states(&wanted, &Definitions::new(), &listed, &nothing_rejected(), Link::Up);
+    let removing = |route: Route| (route, RouteState::Removing);
+    let expected = [
+        removing(tcp("gone.22", 10_022, 20_022)),
+        removing(http("gone.80", "tok.x", 20_080)),
+        removing(http("gone.81", "tok-81.x", 20_081)),
+        (new, RouteState::Adding),
+    ];
+    assert_eq!(states.into_values().collect::<Vec<_>>(), expected);
 }
 
 #[test]

@@ -148,6 +148,17 @@ async fn what_a_running_frpc_has_is_learned_from_it_and_what_is_foreign_removed(
 }
 
 #[tokio::test]
+async fn what_frpc_has_is_asked_anew_when_it_is_reconciled() {
+    let (admin, store) = fake_admin().await;
+    let mut publication = publication(true);
+    let route = serde_json::to_value(StoreProxy::of(&Defined { route: tcp("a", 1, 2), attempt: 0 })).unwrap();
+    store.lock().unwrap().insert("a".to_owned(), route);
+    assert!(publication.observe(&admin).await.unwrap().is_empty());
+    publication.reconcile(&admin).await.unwrap();
+    assert_eq!(publication.observe(&admin).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_route_that_changes_is_removed_before_it_is_added() {
     let (admin, store) = fake_admin().await;
     let mut publication = publication(true);

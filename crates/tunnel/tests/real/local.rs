@@ -147,3 +147,13 @@ pub(crate) fn noise(length: usize) -> Vec<u8> {
     .take(length)
     .collect()
 }
+
+/// Waits until nobody listens there: frps lets go of a port a moment after frpc has said so, or has gone.
+pub(crate) async fn closed(port: u16) {
+    let gone = async {
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), gone).await.unwrap_or_else(|_| panic!("{port} is still open"));
+}

@@ -9,9 +9,11 @@
 )]
 
 mod changes;
+mod earlier;
 mod frps;
 mod life;
 mod local;
+mod mending;
 mod outages;
 mod refusals;
 mod routes;
