@@ -140,7 +140,9 @@ impl Publisher {
                 let order = timeout(PATIENCE, self.instances.move_port(id, guest, public));
                 let done = order.await.unwrap_or_else(|_| Err(Refusal::busy("the instance is busy")));
                 *moves = match done {
-                    Err(refusal) if refusal.code == ErrorCode::Busy => Moves { next: now + BUSY_PAUSE, ..*moves },
+                    Err(refusal) if refusal.code == ErrorCode::Busy => {
+                        Moves { next: now + BUSY_PAUSE, ..*moves }
+                    }
                     Err(refusal) => {
                         tracing::warn!(instance = %id, guest, public, %refusal, "no other public port");
                         moves.later(now)

@@ -70,8 +70,9 @@ impl InstanceTask {
         }
         self.record.leases.public.insert(guest, to);
         self.write_down().await;
-        let message =
-            format!("port {guest} of the guest is public as {to} now: the tunnel server does not give {from}");
+        let message = format!(
+            "port {guest} of the guest is public as {to} now: the tunnel server does not give {from}"
+        );
         tracing::info!(instance = %self.record.id, guest, from, to, "public port moved");
         self.events.add("port_moved", Some(message));
         self.publish();

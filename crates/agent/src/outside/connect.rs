@@ -139,7 +139,10 @@ fn publish(
 /// tenants shall be able to reach them. Their run directories are gone after a reboot of the host.
 fn orphaned(site: &Site, instances: &Instances, earlier: Vec<Route>) -> Vec<Route> {
     let known = |id: Uuid| instances.get(id).is_some();
-    let id = |route: &Route| route.name.as_str().get(..Uuid::nil().hyphenated().to_string().len())?.parse().ok();
-    let orphan = |route: &Route| id(route).is_some_and(|id| !known(id) && site.paths.vms().join(id.to_string()).exists());
+    let id =
+        |route: &Route| route.name.as_str().get(..Uuid::nil().hyphenated().to_string().len())?.parse().ok();
+    let orphan = |route: &Route| {
+        id(route).is_some_and(|id| !known(id) && site.paths.vms().join(id.to_string()).exists())
+    };
     earlier.into_iter().filter(orphan).collect()
 }
