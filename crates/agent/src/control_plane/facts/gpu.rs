@@ -20,6 +20,39 @@ const MAKERS: [&str; 7] = [
     "Intel",
 ];
 
+/// GiB of models whose name does not say it and whose memory cannot be mapped whole: the makers' data sheets, for models
+/// that exist in one size only.
+const MEMORY: [(&str, u16); 28] = [
+    ("A10", 24),
+    ("A10G", 24),
+    ("A16", 16),
+    ("A2", 16),
+    ("A40", 48),
+    ("L4", 24),
+    ("L40", 48),
+    ("L40S", 48),
+    ("RTX 5000 Ada Generation", 32),
+    ("RTX 6000 Ada Generation", 48),
+    ("RTX A4000", 16),
+    ("RTX A4500", 20),
+    ("RTX A5000", 24),
+    ("RTX A6000", 48),
+    ("Tesla P4", 8),
+    ("Tesla P40", 24),
+    ("Tesla T4", 16),
+    ("GeForce RTX 2080 Ti", 11),
+    ("GeForce RTX 3070", 8),
+    ("GeForce RTX 3080 Ti", 12),
+    ("GeForce RTX 3090", 24),
+    ("GeForce RTX 3090 Ti", 24),
+    ("GeForce RTX 4080", 16),
+    ("GeForce RTX 4080 SUPER", 16),
+    ("GeForce RTX 4090", 24),
+    ("GeForce RTX 4070 Ti", 12),
+    ("GeForce RTX 5080", 16),
+    ("GeForce RTX 5090", 32),
+];
+
 /// What the control plane is told of the GPUs.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(super) struct GpuFacts {
@@ -59,7 +92,8 @@ pub(super) fn plan_gpus(
         word if word.is_empty() => format!("{vendor:04x}:{id:04x}"),
         word => word,
     };
-    let vram = size_in(model).or_else(|| largest_region(devices));
+    // Not what guests report: a tenant would decide what this host is offered as.
+    let vram = size_in(model).or_else(|| listed_size(model)).or_else(|| largest_region(devices));
     if vram.is_none() {
         tracing::warn!(gpu = name, "the size of the GPU's memory cannot be told from outside");
     }
@@ -91,6 +125,10 @@ fn size_in(model: &str) -> Option<f64> {
     let words = model.split(|c: char| !c.is_ascii_alphanumeric());
     let sizes = words.filter_map(|word| word.strip_suffix("GB")?.parse::<u16>().ok());
     sizes.filter(|gib| (1..=4096).contains(gib)).map(f64::from).next()
+}
+
+fn listed_size(model: &str) -> Option<f64> {
+    MEMORY.iter().find(|(name, _)| *name == model).map(|(_, gib)| f64::from(*gib))
 }
 
 /// GPUs whose whole memory can be mapped show it as one region, of the next power of two.
@@ -186,7 +224,7 @@ mod tests {
             device("05:00.0", 0x9999, 32 << 30, false),
         ];
         assert_eq!(plan(&devices, &[]), GpuFacts { name: "A100PCIe80GB".into(), amount: 2, vram: 80.0 });
-        assert_eq!(plan(&devices, &["01:00.0"]), GpuFacts { name: "TeslaT4".into(), amount: 1, vram: 0.0 });
+        assert_eq!(plan(&devices, &["01:00.0"]), GpuFacts { name: "TeslaT4".into(), amount: 1, vram: 16.0 });
         assert_eq!(
             plan(&devices, &["05:00.0"]),
             GpuFacts { name: "10de:9999".into(), amount: 1, vram: 32.0 }
