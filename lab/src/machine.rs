@@ -19,6 +19,8 @@ use crate::shape::L1;
 /// A busy machine with two processors boots the server in half a minute to a minute.
 const BOOT: Duration = Duration::from_secs(300);
 const QUICK: Duration = Duration::from_secs(30);
+/// What the server writes to its serial console.
+const CONSOLE: &str = "console.log";
 
 /// Where the parts of a server lie.
 #[derive(Debug)]
@@ -51,6 +53,8 @@ impl Machine {
         overlay(parts)?;
         let port = free_port()?;
         let log = std::fs::File::create(parts.dir.join("qemu.log")).context("cannot create QEMU's log")?;
+        // What an earlier server said last is not this one's word.
+        let _ = std::fs::remove_file(parts.dir.join(CONSOLE));
         let qemu = qemu(shape, parts, port)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -60,22 +64,28 @@ impl Machine {
         let remote = Remote::new(&parts.dir, port);
         let mut machine =
             Self { shape: shape.clone(), remote, boot: Duration::ZERO, qemu, dir: parts.dir.clone() };
-        machine.connect()?;
+        if let Err(error) = machine.connect() {
+            // Its disk is the next one's.
+            machine.end()?;
+            return Err(error);
+        }
         machine.boot = started.elapsed();
         Ok(machine)
+    }
+
+    /// Whether its kernel has died. That of an emulated processor with nested virtualization does so now and then, by
+    /// itself: what then failed says nothing.
+    pub(crate) fn has_panicked(&self) -> bool {
+        panic_line(&self.dir).is_some()
     }
 
     fn connect(&mut self) -> Result<()> {
         let (qemu, dir) = (&mut self.qemu, &self.dir);
         self.remote.connect(BOOT, || match qemu.try_wait()? {
-            None => {
-                let console = std::fs::read(dir.join("console.log")).unwrap_or_default();
-                let console = String::from_utf8_lossy(&console);
-                match console.lines().find(|line| line.contains("Kernel panic")) {
-                    None => Ok(()),
-                    Some(line) => bail!("the server does not boot: {line}"),
-                }
-            }
+            None => match panic_line(dir) {
+                None => Ok(()),
+                Some(line) => bail!("the server does not boot: {line}"),
+            },
             Some(status) => {
                 let log = std::fs::read_to_string(dir.join("qemu.log")).unwrap_or_default();
                 bail!("QEMU of the server ended with {status}: {}", log.trim())
@@ -129,6 +139,13 @@ impl Machine {
     }
 }
 
+/// The last words of a kernel that died.
+fn panic_line(dir: &Path) -> Option<String> {
+    let console = std::fs::read(dir.join(CONSOLE)).ok()?;
+    let console = String::from_utf8_lossy(&console);
+    console.lines().find(|line| line.contains("Kernel panic")).map(str::to_owned)
+}
+
 fn overlay(parts: &Parts) -> Result<()> {
     let mut create = Command::new("qemu-img");
     create.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(&parts.image);
@@ -173,6 +190,6 @@ fn qemu(shape: &L1, parts: &Parts, port: u16) -> Command {
     command.args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:22")]);
     command.args(["-device", "virtio-net-pci,bus=pcie.0,netdev=net", "-device", "virtio-rng-pci,bus=pcie.0"]);
     command.args(["-vga", "none", "-display", "none", "-monitor", "none"]);
-    command.args(["-serial", &format!("file:{}", text(&parts.dir.join("console.log")))]);
+    command.args(["-serial", &format!("file:{}", text(&parts.dir.join(CONSOLE)))]);
     command
 }

@@ -96,7 +96,18 @@ pub(crate) fn run(files: &Files, chosen: &[&'static Scenario], keep: bool) -> Re
         let mut machine = None;
         for scenario in scenarios {
             let started = Instant::now();
-            let error = attempt(scenario, &shape, &parts, &mut machine).err();
+            let mut error = attempt(scenario, &shape, &parts, &mut machine).err();
+            if error.is_some() && machine.as_ref().is_some_and(Machine::has_panicked) {
+                // Were it the product's doing, it would happen again.
+                println!(
+                    "lab: the kernel of the emulated server died; {} runs once more on a new one",
+                    scenario.name
+                );
+                // Nobody is left there to be asked.
+                collect(None, &parts, &files.logs.join(format!("{}-panic", scenario.name)));
+                end(machine.take())?;
+                error = attempt(scenario, &shape, &parts, &mut machine).err();
+            }
             let outcome = Outcome {
                 name: scenario.name,
                 seconds: started.elapsed().as_secs(),
