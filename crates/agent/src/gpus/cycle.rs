@@ -40,6 +40,8 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a teardown waits for GPUs that are being cleansed; a bus reset takes about a second.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(15);
 const DRAIN_PAUSE: Duration = Duration::from_millis(50);
+/// How long udev may look at a device whose driver has just taken it.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// The driver of each function before the GPU was lent.
 type Originals = BTreeMap<PciAddress, Option<String>>;
@@ -247,10 +249,27 @@ impl Gpus {
         let gpus = self.clone();
         let cleansing = tokio::spawn(async move {
             join_all(ours.iter().map(|address| gpus.cleanse(*address))).await;
-            gpus.look().await;
+            gpus.settle(&ours).await;
         });
         if timeout(RELEASE_PATIENCE, cleansing).await.is_err() {
             tracing::warn!(%instance, "cleansing its GPUs takes long; it goes on");
+        }
+    }
+
+    /// Looks until nobody holds GPUs that are just back with their host driver: for an instant udev has what is new there
+    /// open, and what one look finds counts until the next. Who really holds one is told after a moment.
+    pub(super) async fn settle(&self, addresses: &[PciAddress]) {
+        let end = Instant::now() + SETTLE;
+        loop {
+            self.look().await;
+            let held = |address: &PciAddress| {
+                let obstacle = self.cards().get(address).and_then(super::card::Card::obstacle);
+                obstacle.is_some_and(|obstacle| obstacle.code == "held")
+            };
+            if !addresses.iter().any(held) || Instant::now() >= end {
+                return;
+            }
+            sleep(DRAIN_PAUSE).await;
         }
     }
 

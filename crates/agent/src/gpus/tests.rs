@@ -287,6 +287,31 @@ async fn a_gpu_that_somebody_holds_is_refused_with_the_holder() {
     assert_eq!(life(&gpus, GPU), Life::Free);
 }
 
+/// Seen in the lab: udev had the framebuffer of a GPU just given back open, and the next order was refused for seconds.
+#[tokio::test]
+async fn whoever_only_looks_at_a_gpu_that_is_back_does_not_keep_it_from_the_next() {
+    let lab = Lab::new();
+    let host = lab.kernel.host();
+    host.add_drm(GPU, 0).unwrap();
+    host.add_process(&FakeProcess {
+        pid: 4242,
+        name: "(udev-worker)".into(),
+        cgroup: "/system.slice/systemd-udevd.service".into(),
+        files: vec!["/dev/dri/card0".into()],
+    })
+    .unwrap();
+    let gpus = lab.agent(BOOT).await;
+    assert_eq!(gpus.offer().rentable, [pci(TWIN)]);
+    let process = host.root().join("proc/4242");
+    let looked = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        std::fs::remove_dir_all(process).unwrap();
+    };
+    let back = [pci(GPU)];
+    tokio::join!(gpus.settle(&back), looked);
+    assert_eq!(gpus.offer().rentable.len(), 2, "{:?}", gpus.offer().obstacles);
+}
+
 /// What an agent killed at any step leaves, the next one finishes or undoes.
 #[tokio::test]
 async fn whatever_an_agent_left_ends_free_or_quarantined() {
