@@ -16,7 +16,7 @@ use futures_util::future::{join_all, try_join_all};
 use qudata_host::{durable, pci::PciAddress};
 use qudata_qemu::disk::Owner;
 use qudata_vfio::{
-    door::DoorError,
+    door::{Door, DoorError},
     health::Baseline,
     holders::Holder,
     plan::{plan_bind, plan_give_back},
@@ -42,6 +42,9 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(15);
 const DRAIN_PAUSE: Duration = Duration::from_millis(50);
 /// How long udev may look at a device whose driver has just taken it.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// One child each.
+const LISTS_TO_CLEANSE: usize = 3;
 
 /// The driver of each function before the GPU was lent.
 type Originals = BTreeMap<PciAddress, Option<String>>;
@@ -73,6 +76,8 @@ struct Order {
     instance: Uuid,
     owner: Owner,
     wanted: Weak<()>,
+    /// With a child for each GPU.
+    door: Door,
 }
 
 /// Held by whoever waits for GPUs: when it is dropped, they are not wanted any more.
@@ -145,12 +150,14 @@ impl Gpus {
         if addresses.is_empty() {
             return Ok(Vec::new());
         }
+        // They start while the host is looked at: a child takes longer to start than most drivers to let go.
+        let door = self.inner.setup.door.ready(addresses.len());
         self.look().await;
         // Not cancelled with the bring-up: a DELETE must find a GPU whose turn is over, not one that a child still
         // writes to. What has not begun by then does not begin any more.
         let (gpus, addresses) = (self.clone(), addresses.to_vec());
         let wanted = Wanted::default();
-        let order = Order { instance, owner, wanted: wanted.0.clone() };
+        let order = Order { instance, owner, wanted: wanted.0.clone(), door };
         let binding = tokio::spawn(async move {
             let topology = gpus.topology();
             let each = addresses.iter().map(|address| gpus.bind_one(&order, *address, &topology));
@@ -166,7 +173,7 @@ impl Gpus {
         address: PciAddress,
         topology: &Arc<Topology>,
     ) -> Result<BoundGpu, GpuError> {
-        let Order { instance, owner, wanted } = order;
+        let Order { instance, owner, wanted, door } = order;
         let instance = *instance;
         let not_lendable = |reason: String| GpuError::NotLendable { address, reason };
         let turn = self.turn(address).ok_or_else(|| not_lendable("there is no such GPU".to_owned()))?;
@@ -199,7 +206,7 @@ impl Gpus {
         })
         .await
         .map_err(|source| GpuError::Advance { address, source })?;
-        if let Err(source) = rebind::bind(&self.inner.setup.door, &plan).await {
+        if let Err(source) = rebind::bind(door, &plan).await {
             if let Some(DoorError::Hung { .. }) = source.door() {
                 self.condemn(address, chain(&source), true).await;
             }
@@ -310,20 +317,22 @@ impl Gpus {
     async fn try_cleanse(&self, gpu: &Gpu, record: GpuRecord) -> Result<(), Trouble> {
         let address = gpu.address;
         let GpuRecord { originals, baseline, .. } = record;
+        let setup = &self.inner.setup;
+        // To vfio-pci, reset and check, back: the children start while the VM's hold on the GPU ends.
+        let door = setup.door.ready(LISTS_TO_CLEANSE);
         self.advance(address, Life::Draining, |record| record.wedged = false).await?;
         self.look().await;
         let topology = self.topology();
         self.drained(gpu, &topology).await?;
         // Half-bound, or back with its host driver after a reboot: a reset must reach the whole slot, and no host driver
         // may touch the GPU before it.
-        let setup = &self.inner.setup;
         let holders = self.holders(gpu, &topology).await;
         let plan = plan_bind(&topology, gpu, &policy(setup, address, &holders))
             .map_err(|refusal| Trouble::because(format!("{refusal}; {}", refusal.remedy())))?;
         // Never lent before: what it was is what is there now.
         let originals = if originals.is_empty() { plan.originals() } else { originals };
         let baseline = baseline.unwrap_or_else(|| Baseline::of(&topology, gpu));
-        rebind::bind(&setup.door, &plan).await?;
+        rebind::bind(&door, &plan).await?;
         let kept = (originals.clone(), baseline.clone());
         self.advance(address, Life::Sanitizing, |record| {
             record.originals = kept.0;
@@ -332,14 +341,14 @@ impl Gpus {
         .await?;
         self.look().await;
         let topology = self.topology();
-        let sanitized = sanitize::sanitize(&setup.door, gpu, &topology, &baseline).await?;
+        let sanitized = sanitize::sanitize(&door, gpu, &topology, &baseline).await?;
         tracing::info!(gpu = %address, ?sanitized, "reset and checked");
         if let Some(group) = topology.devices.get(&address).and_then(|device| device.group) {
             // The next user is root until it is lent again; absence is success.
             let _ = durable::give_to(&self.node(group), 0, 0);
         }
         let plan = plan_give_back(&topology, gpu, &self.at_home(originals), setup.after);
-        rebind::give_back(&setup.door, &plan).await?;
+        rebind::give_back(&door, &plan).await?;
         Ok(())
     }
 
