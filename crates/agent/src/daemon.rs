@@ -205,7 +205,11 @@ fn check_programs(settings: &Settings) -> Result<(), DaemonError> {
         ("QEMU", &settings.qemu_binary, install),
         ("qemu-img", &settings.qemu_img, install),
         ("passt", &settings.passt_binary, install),
-        ("the base image", &settings.base_image, "put a cloud image there, or set QUDATA_BASE_IMAGE"),
+        (
+            "the base image",
+            &settings.base_image,
+            "build one with `qudata-agent image build`, or set QUDATA_BASE_IMAGE",
+        ),
     ];
     if settings.firmware == FirmwareKind::Uefi {
         needed.push(("OVMF", &settings.ovmf_code, install));

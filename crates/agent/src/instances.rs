@@ -254,8 +254,10 @@ impl Instances {
             tracing::error!(error = %chain(error), "{what}");
             Refusal::new(ErrorCode::HostFault, format!("{what}; the agent's log tells why"))
         };
-        let image = disk::inspect_base(&site.settings.base_image)
-            .map_err(|e| fault("the base image of this host cannot be used", &e))?;
+        let unusable = "the base image of this host cannot be used";
+        // The name may lead to another image tomorrow; the disk lies over this one for good.
+        let base = std::fs::canonicalize(&site.settings.base_image).map_err(|e| fault(unusable, &e))?;
+        let image = disk::inspect_base(&base).map_err(|e| fault(unusable, &e))?;
         let host = HostCapacity::observe(&site.settings.data_dir)
             .map_err(|e| fault("the capacity of this host cannot be read", &e))?;
         let offer = site.gpus.offer();
@@ -291,6 +293,7 @@ impl Instances {
             ready_at: None,
             incarnation: 1,
             boot_id: site.boot_id.clone(),
+            base: Some(base),
         })
     }
 

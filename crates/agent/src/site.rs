@@ -1,6 +1,8 @@
 //! What all instances of one agent share: settings, paths, store, launcher, egress policy, keys. Built once by `daemon`,
 //! read by every instance's task; holds no state that changes.
 
+use std::path::Path;
+
 use qudata_guest::keys::ManagementKey;
 use qudata_host::{launch::Launcher, size::ByteSize};
 use qudata_qemu::{
@@ -79,14 +81,23 @@ impl Site {
         }
     }
 
-    /// How machines start here.
+    /// The image that the instance's disk lies over.
+    pub fn base<'a>(&'a self, record: &'a InstanceRecord) -> &'a Path {
+        record.base.as_deref().unwrap_or(&self.settings.base_image)
+    }
+
+    /// How an instance's machine starts here.
     ///
     /// # Errors
     /// When direct boot is wanted and the image has no boot files.
-    pub fn firmware(&self, instance: &InstancePaths) -> Result<Firmware, BootFilesError> {
+    pub fn firmware(
+        &self,
+        instance: &InstancePaths,
+        record: &InstanceRecord,
+    ) -> Result<Firmware, BootFilesError> {
         match self.settings.firmware {
             FirmwareKind::Bios => Ok(Firmware::Bios),
-            FirmwareKind::Direct => firmware::find_boot_files(&self.settings.base_image),
+            FirmwareKind::Direct => firmware::find_boot_files(self.base(record)),
             FirmwareKind::Uefi => {
                 Ok(Firmware::Uefi { code: self.settings.ovmf_code.clone(), vars: instance.variables() })
             }

@@ -7,11 +7,16 @@ use qudata_host::pci::PciAddress;
 
 use crate::exit;
 
+pub(crate) mod doctor;
+pub(crate) mod image;
+pub(crate) mod setup;
+
 const EVERYWHERE: &str = "Options of every command";
 
 /// Turns a GPU server into rentable virtual machines.
 ///
-/// `serve` is the daemon. All other commands talk to it over its local socket, as root or as a member of group qudata.
+/// `serve` is the daemon. `install`, `uninstall`, `image` and `doctor` work on this host themselves; all other commands talk
+/// to the daemon over its local socket, as root or as a member of group qudata.
 #[derive(Debug, Parser)]
 #[command(name = "qudata-agent", version, max_term_width = 100, after_long_help = exit::TABLE)]
 #[command(subcommand_required = true, arg_required_else_help = true, disable_help_subcommand = true)]
@@ -45,6 +50,15 @@ pub(crate) enum Command {
     Gpu(Gpu),
     /// Show the host, its instances and what is wrong
     Status,
+    /// Find out what keeps this host from renting its GPUs out, and what to do
+    Doctor(doctor::Doctor),
+    /// Build base images and look after them
+    #[command(subcommand)]
+    Image(image::Image),
+    /// Turn this server into a host: plan, packages, boot loader, image, reboot, self-test, agent
+    Install(setup::Install),
+    /// Take back everything that `install` changed
+    Uninstall(setup::Uninstall),
     /// List all settings: name in agent.toml, environment variable, default, meaning
     Settings,
     /// Print the completions for a shell
@@ -287,6 +301,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<CommandLine, ErrorKind> {
+        let line = line.replace("SHA512", &"ab".repeat(64));
         let words = std::iter::once("qudata-agent").chain(line.split_whitespace());
         CommandLine::try_parse_from(words).map_err(|e| e.kind())
     }
@@ -328,11 +343,31 @@ mod tests {
             "gpu show 65:00.0",
             "gpu quarantine 0000:65:00.0 --reason loud --yes",
             "gpu release 10000:e1:00.0 -y",
+            "image build",
+            "image build --from debian-12 --sha512 SHA512 --driver open:570 --size 20 --package htop --package tmux",
+            "image build --from /srv/a.qcow2 --no-customise --prune --json",
+            "image build --mirror https://mirror.example/noble --jupyter --container-toolkit",
+            "image build --from https://a.example/a.img --checksums /s --signature /s.gpg --keyring /k.gpg",
+            "image ls",
+            "image verify 0123",
+            "image remove 0123 -y",
             "status",
+            "doctor",
+            "doctor --quiet --strict --config /etc/other.toml",
+            "doctor --explain",
+            "doctor --explain gpu.reset --json",
+            "doctor selftest --gpu 65:00.0 --gpu 66:00.0 --keep --timeout 60",
             "settings",
             "completions bash",
             "man /tmp",
             "probe-kvm",
+            "install --plan",
+            "install --package a.deb --gpus all --reboot never --iommu on -y --set vm_cpus=8 --set tunnel=none",
+            "install --gpus 65:00.0,0000:66:00.0 --image debian-12 --image-option driver=none --image-option jupyter",
+            "install --standalone --service-url https://a/v0 --api-key-file k --offline --skip-selftest",
+            "install --continue",
+            "uninstall --plan",
+            "uninstall --purge --yes",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
         }
@@ -370,8 +405,30 @@ mod tests {
             ("gpu quarantine 65:00.0 --reason=", InvalidValue),
             ("gpu release --yes", MissingRequiredArgument),
             ("gpu release 65:00.0 --reason fixed", UnknownArgument),
+            ("image", DisplayHelpOnMissingArgumentOrSubcommand),
+            ("image build debian-12", UnknownArgument),
+            ("image build --from http://a.example/a.img", ValueValidation),
+            ("image build --sha512 abcd", ValueValidation),
+            ("image build --driver latest", ValueValidation),
+            ("image build --size 0", ValueValidation),
+            ("image build --no-customise --jupyter", ArgumentConflict),
+            ("image build --no-customise --driver none", ArgumentConflict),
+            ("image remove", MissingRequiredArgument),
+            ("doctor --explain gpu.reset --quiet", ArgumentConflict),
+            ("doctor --strict selftest", ArgumentConflict),
+            ("doctor selftest --gpu 65", ValueValidation),
+            ("doctor selftest --timeout 0", ValueValidation),
             ("completions tcsh", InvalidValue),
             ("man", MissingRequiredArgument),
+            ("install ak-0123", UnknownArgument),
+            ("install --api-key ak-0123", UnknownArgument),
+            ("install --gpus 65", ValueValidation),
+            ("install --set vm_cpus", ValueValidation),
+            ("install --image-option --prune", UnknownArgument),
+            ("install --image-option=--prune", ValueValidation),
+            ("install --reboot later", InvalidValue),
+            ("install --continue --gpus all", ArgumentConflict),
+            ("uninstall --force", UnknownArgument),
         ];
         for (line, kind) in table {
             assert_eq!(parse(line).err(), Some(kind), "{line}");

@@ -3,13 +3,16 @@
 mod change;
 mod console;
 mod create;
+mod doctor;
 mod documents;
 mod events;
 mod gpu;
+mod image;
 mod inspect;
 mod key;
 mod probe_kvm;
 mod serve;
+mod setup;
 mod ssh;
 
 use crate::{
@@ -35,6 +38,10 @@ pub(crate) fn run(line: CommandLine, screen: &Screen) -> Result<Exit, Failure> {
         Command::Instance(command) => on_one_thread(instance(cx, command)),
         Command::Gpu(command) => on_one_thread(gpu::run(cx, command)),
         Command::Status => on_one_thread(inspect::status(cx)),
+        Command::Doctor(wish) => on_one_thread(doctor::run(cx, wish)),
+        Command::Image(command) => on_one_thread(image::run(cx, command)),
+        Command::Install(wish) => on_one_thread(setup::install(cx, wish)),
+        Command::Uninstall(wish) => on_one_thread(setup::uninstall(cx, wish)),
         Command::Settings => documents::settings(screen),
         Command::Completions { shell } => documents::completions(screen, shell),
         Command::Man { dir } => documents::man(&dir),

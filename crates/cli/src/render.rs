@@ -1,6 +1,8 @@
 //! Answers as people read them. Pure: views and a look go in, text comes out; printing is for the commands.
 
+pub(crate) mod doctor;
 pub(crate) mod gpu;
+pub(crate) mod image;
 pub(crate) mod instance;
 pub(crate) mod phase;
 #[cfg(test)]

@@ -4,6 +4,7 @@
 pub mod capacity;
 pub mod command;
 pub mod durable;
+pub mod iso;
 pub mod launch;
 pub mod pci;
 pub mod port;

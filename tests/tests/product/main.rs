@@ -13,6 +13,7 @@ mod early;
 mod front;
 mod full_disk;
 mod hostile;
+mod image;
 mod kills;
 mod life;
 mod limits;

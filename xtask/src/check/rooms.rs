@@ -5,9 +5,11 @@
 //!  |      |
 //!  |   vfio qemu guest tunnel      know host, never each other
 //!  |      |
-//!  +-- agent-core                  the only one that joins them
-//!         |
-//!        cli                       what is shipped
+//!  +-- agent-core                  the only one that joins them      image   knows host and qemu
+//!         |                                                            |
+//!       doctor ------------------------ setup -------------------------+
+//!         |                               |
+//!        cli -----------------------------+                           what is shipped
 //! ```
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -22,13 +24,26 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("qudata-qemu", &["qudata-host"]),
     ("qudata-guest", &["qudata-host"]),
     ("qudata-tunnel", &["qudata-host"]),
-    ("qudata-setup", &["qudata-api", "qudata-host"]),
+    ("qudata-image", &["qudata-host", "qudata-qemu"]),
     (
         "qudata-agent-core",
         &["qudata-api", "qudata-host", "qudata-vfio", "qudata-qemu", "qudata-guest", "qudata-tunnel"],
     ),
+    ("qudata-doctor", &["qudata-host", "qudata-vfio", "qudata-qemu", "qudata-agent-core"]),
+    ("qudata-setup", &["qudata-host", "qudata-vfio", "qudata-image", "qudata-doctor", "qudata-agent-core"]),
     // `host` and `vfio` for the two programs it becomes: `launch-shim` and `pci-child`.
-    ("qudata-agent", &["qudata-api", "qudata-host", "qudata-vfio", "qudata-agent-core", "qudata-setup"]),
+    (
+        "qudata-agent",
+        &[
+            "qudata-api",
+            "qudata-host",
+            "qudata-vfio",
+            "qudata-agent-core",
+            "qudata-doctor",
+            "qudata-image",
+            "qudata-setup",
+        ],
+    ),
     ("qudata-testkit", &["qudata-api", "qudata-host"]),
     ("qudata-tests", EVERYTHING),
     ("qudata-bench", EVERYTHING),

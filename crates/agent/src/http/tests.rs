@@ -223,5 +223,6 @@ fn record(number: u32) -> InstanceRecord {
         ready_at: Some(now),
         incarnation: 1,
         boot_id: "boot".into(),
+        base: None,
     }
 }

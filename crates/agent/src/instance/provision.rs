@@ -168,7 +168,7 @@ async fn make_files(
             .map_err(failed("syncing the instance's directory"))?;
         site.store.put(&record).await.map_err(failed("recording the files"))?;
     }
-    let firmware = site.firmware(&instance).map_err(failed("finding the boot files"))?;
+    let firmware = site.firmware(&instance, &record).map_err(failed("finding the boot files"))?;
     Ok(Files { record, firmware })
 }
 
@@ -184,7 +184,7 @@ async fn make_disk(
     let overlay = site.instance(record).disk();
     // Not recorded as done: left by an agent that was killed half-way. No guest has ever seen it.
     disk::remove_overlay(&overlay).map_err(failed("removing a half-made disk"))?;
-    let base = &site.settings.base_image;
+    let base = site.base(record);
     let image = disk::inspect_base(base).map_err(failed("inspecting the base image"))?;
     let plan = disk::plan_overlay(&overlay, base, image, record.spec.storage, owner)
         .map_err(failed("planning the disk"))?;
@@ -359,7 +359,7 @@ async fn start_vm(
         groups: site.vm_groups.clone(),
         nice: 0,
         no_files: QEMU_FILES,
-        base_image: Some(site.settings.base_image.clone()),
+        base_image: Some(site.base(&record).to_owned()),
         iommu_groups: gpus.iter().map(|gpu| gpu.group).collect(),
         memlock: hardware.memlock,
     };

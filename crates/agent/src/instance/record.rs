@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    path::PathBuf,
 };
 
 use jiff::Timestamp;
@@ -137,4 +138,8 @@ pub struct InstanceRecord {
     pub incarnation: u32,
     /// Boot of the host in which its VM was last started.
     pub boot_id: String,
+    /// The base image that its disk lies over: the file itself, never a link that leads to a newer image one day. Absent in
+    /// the records of agents that knew one image only.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
 }

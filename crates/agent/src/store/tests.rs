@@ -36,6 +36,7 @@ pub(crate) fn record(slot: u32) -> InstanceRecord {
         ready_at: None,
         incarnation: 1,
         boot_id: "boot".into(),
+        base: None,
     }
 }
 

@@ -132,6 +132,11 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts one on a free port of this machine.
     pub fn start(terms: Terms) -> Self {
+        Self::start_at(([127, 0, 0, 1], 0).into(), terms)
+    }
+
+    /// Starts one at this address, for agents that look for it there after a restart of their host.
+    pub fn start_at(address: SocketAddr, terms: Terms) -> Self {
         let state = State {
             terms,
             secret: None,
@@ -143,7 +148,7 @@ impl ControlPlane {
             complaints: Vec::new(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), news: Condvar::new() });
-        let server = listen(([127, 0, 0, 1], 0).into(), &shared);
+        let server = listen(address, &shared);
         Self { address: server.address(), shared, server: Mutex::new(Some(server)) }
     }
 

@@ -1,0 +1,287 @@
+//! Files of the host, below a root. Owns how they are written so that a power cut leaves the old or the new one, and the
+//! gate through which every effect goes. Called by everything here that touches a file.
+
+use std::{
+    fmt, fs,
+    fs::{File, OpenOptions, Permissions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{Timespec, Timestamps};
+
+use crate::error::SetupError;
+
+/// What stands between an intention and the host: in production nothing, in tests what ends the program at any point.
+pub trait Gate: fmt::Debug {
+    /// Asked before every effect.
+    ///
+    /// # Errors
+    /// When the effect must not happen.
+    fn pass(&self, effect: &str) -> io::Result<()>;
+
+    /// Waits until a file or folder is on disk.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    fn settle(&self, file: &File) -> io::Result<()> {
+        file.sync_all()
+    }
+}
+
+/// Lets everything happen.
+#[derive(Debug)]
+pub struct Open;
+
+impl Gate for Open {
+    fn pass(&self, _effect: &str) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Who may read a file, whose it is, and how old it says it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Look {
+    /// Permission bits.
+    pub mode: u32,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of the last change, seconds and nanoseconds; none: now.
+    pub mtime: Option<(i64, i64)>,
+}
+
+/// The host's files.
+#[derive(Debug)]
+pub struct Files {
+    root: PathBuf,
+    gate: Box<dyn Gate>,
+}
+
+impl Files {
+    /// The files below `root`, `/` but in tests.
+    pub fn below(root: impl Into<PathBuf>, gate: Box<dyn Gate>) -> Self {
+        Self { root: root.into(), gate }
+    }
+
+    /// Where `path` really is.
+    #[must_use]
+    pub fn at(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    /// The root.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The look of a file that belongs to whoever runs this: root, but in tests.
+    #[must_use]
+    pub fn mine(&self, mode: u32) -> Look {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Look { mode, uid, gid, mtime: None }
+    }
+
+    /// Content; none when there is no such file.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn read(&self, path: &str) -> Result<Option<Vec<u8>>, SetupError> {
+        match fs::read(self.at(path)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(SetupError::file("read", path, e)),
+        }
+    }
+
+    /// Content as text; none when there is no such file.
+    ///
+    /// # Errors
+    /// As [`Files::read`].
+    pub fn text(&self, path: &str) -> Result<Option<String>, SetupError> {
+        Ok(self.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Whether there is something, a symlink to nothing included.
+    #[must_use]
+    pub fn exists(&self, path: &str) -> bool {
+        fs::symlink_metadata(self.at(path)).is_ok()
+    }
+
+    /// The look of a file; none when there is none.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    pub fn look(&self, path: &str) -> Result<Option<Look>, SetupError> {
+        match fs::metadata(self.at(path)) {
+            Ok(found) => Ok(Some(Look {
+                mode: found.permissions().mode() & 0o7777,
+                uid: found.uid(),
+                gid: found.gid(),
+                mtime: Some((found.mtime(), found.mtime_nsec())),
+            })),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(SetupError::file("look at", path, e)),
+        }
+    }
+
+    /// Names in a folder, in order; none in one that is not there.
+    ///
+    /// # Errors
+    /// When it cannot be listed.
+    pub fn names(&self, dir: &str) -> Result<Vec<String>, SetupError> {
+        let entries = match fs::read_dir(self.at(dir)) {
+            Ok(entries) => entries,
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(Vec::new());
+            }
+            Err(e) => return Err(SetupError::file("list", dir, e)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| SetupError::file("list", dir, e))?;
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Replaces a file, or makes it: afterwards it is on disk, or the old one is untouched.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, path: &str, bytes: &[u8], look: Look) -> Result<(), SetupError> {
+        let place = self.at(path);
+        let aside = self.at(&aside(path));
+        let done = (|| {
+            self.gate.pass(&format!("write aside {path}"))?;
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+            file.write_all(bytes)?;
+            let found = file.metadata()?;
+            if (found.uid(), found.gid()) != (look.uid, look.gid) {
+                std::os::unix::fs::fchown(&file, Some(look.uid), Some(look.gid))?;
+            }
+            file.set_permissions(Permissions::from_mode(look.mode))?;
+            if let Some((seconds, nanoseconds)) = look.mtime {
+                let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+                rustix::fs::futimens(&file, &Timestamps { last_access: time, last_modification: time })?;
+            }
+            self.gate.settle(&file)?;
+            self.gate.pass(&format!("rename over {path}"))?;
+            fs::rename(&aside, &place)?;
+            self.sync(place.parent())
+        })();
+        done.map_err(|e: io::Error| SetupError::file("write", path, e))
+    }
+
+    /// Makes a folder; its parent is there. False: it was there already.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make_dir(&self, path: &str, mode: u32) -> Result<bool, SetupError> {
+        let place = self.at(path);
+        if place.is_dir() {
+            return Ok(false);
+        }
+        let done = (|| {
+            self.gate.pass(&format!("make folder {path}"))?;
+            fs::create_dir(&place)?;
+            fs::set_permissions(&place, Permissions::from_mode(mode))?;
+            self.sync(place.parent())
+        })();
+        done.map(|()| true).map_err(|e: io::Error| SetupError::file("make the folder", path, e))
+    }
+
+    /// Removes a file with what was left beside it. False: it was not there.
+    ///
+    /// # Errors
+    /// Anything but absence.
+    pub fn remove(&self, path: &str) -> Result<bool, SetupError> {
+        let mut removed = false;
+        for name in [aside(path), path.to_owned()] {
+            if !self.exists(&name) {
+                continue;
+            }
+            let done = self.gate.pass(&format!("remove {name}")).and_then(|()| {
+                fs::remove_file(self.at(&name))?;
+                self.sync(self.at(&name).parent())
+            });
+            done.map_err(|e| SetupError::file("remove", &name, e))?;
+            removed |= name == path;
+        }
+        Ok(removed)
+    }
+
+    /// Removes a folder if it is empty. False: it is not, or not there.
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn remove_empty_dir(&self, path: &str) -> Result<bool, SetupError> {
+        self.gate.pass(&format!("remove folder {path}")).map_err(|e| SetupError::file("remove", path, e))?;
+        match fs::remove_dir(self.at(path)) {
+            Ok(()) => Ok(true),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(e) => Err(SetupError::file("remove the folder", path, e)),
+        }
+    }
+
+    /// Removes a folder with everything in it; symlinks are not followed.
+    ///
+    /// # Errors
+    /// Anything but absence.
+    pub fn remove_tree(&self, path: &str) -> Result<bool, SetupError> {
+        self.gate.pass(&format!("remove tree {path}")).map_err(|e| SetupError::file("remove", path, e))?;
+        qudata_host::durable::remove_tree(&self.at(path)).map_err(|e| SetupError::file("remove", path, e))
+    }
+
+    fn sync(&self, dir: Option<&Path>) -> io::Result<()> {
+        self.gate.settle(&File::open(dir.unwrap_or(Path::new("/")))?)
+    }
+}
+
+/// Where a file is written before it takes its place. One name, so that what a power cut leaves is found again; no
+/// program reads files that end like this.
+fn aside(path: &str) -> String {
+    format!("{path}.qudata-new")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_gets_its_content_mode_and_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::below(dir.path(), Box::new(Open));
+        let me = fs::metadata(dir.path()).unwrap();
+        let look = Look { mode: 0o640, uid: me.uid(), gid: me.gid(), mtime: Some((1_000_000, 5)) };
+        files.write("/a", b"one", look).unwrap();
+        assert_eq!(
+            (files.text("/a").unwrap().unwrap(), files.look("/a").unwrap()),
+            ("one".into(), Some(look))
+        );
+        assert_eq!(files.names("/").unwrap(), ["a"]);
+        assert!(files.remove("/a").unwrap() && !files.remove("/a").unwrap());
+        assert_eq!(files.look("/a").unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_power_cut_left_beside_a_file_goes_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::below(dir.path(), Box::new(Open));
+        fs::write(dir.path().join("a.qudata-new"), "half").unwrap();
+        assert!(!files.remove("/a").unwrap());
+        assert!(files.names("/").unwrap().is_empty());
+    }
+}

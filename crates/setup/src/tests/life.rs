@@ -1,0 +1,205 @@
+//! Installations from the beginning to the end, twice, and with things in the way.
+
+use std::fs;
+
+use qudata_testkit::pci::Device;
+
+use super::world::{GPU, KEY, World, differences, tree, usual, wish, world};
+use crate::{
+    install::Outcome,
+    outside::Tenant,
+    places,
+    progress::Event,
+    wish::{RebootWay, Wish},
+};
+
+fn finished() -> World {
+    let world = usual();
+    assert_eq!(world.install(wish()).unwrap(), Outcome::Rebooting);
+    world.reboot();
+    assert_eq!(world.go_on().unwrap(), Outcome::Ready { changed: true });
+    world
+}
+
+#[test]
+fn a_fresh_host_restarts_once_and_goes_on_by_itself() {
+    let world = usual();
+    assert_eq!(world.install(wish()).unwrap(), Outcome::Rebooting);
+    assert!(world.commands.borrow().last().unwrap() == "systemctl reboot");
+    assert!(world.text(places::CONTINUE_FILE).unwrap().contains("install --continue"));
+    assert!(!world.commands.borrow().iter().any(|c| c.starts_with("selftest")), "not before the restart");
+    world.reboot();
+    assert_eq!(world.go_on().unwrap(), Outcome::Ready { changed: true });
+    assert!(world.text(places::CONTINUE_FILE).is_none() && world.active.get());
+    assert!(world.commands.borrow().iter().any(|c| c.starts_with("selftest") && c.contains("65")));
+    assert!(world.text(places::SELFTEST_DROP_IN).is_none());
+    assert_eq!(world.text(places::API_KEY).unwrap(), format!("{KEY}\n"));
+    assert!(world.text(places::SETTINGS).unwrap().contains("frpc_binary = \"/usr/lib/qudata/frpc\""));
+}
+
+#[test]
+fn the_key_is_in_one_file_of_root_and_nowhere_else() {
+    let world = finished();
+    let holders: Vec<String> = tree(world.host.root())
+        .into_iter()
+        .filter(|(_, text)| text.contains("canary"))
+        .map(|(n, _)| n)
+        .collect();
+    assert_eq!(holders, ["etc/qudata/api_key"]);
+    assert!(tree(world.host.root())["etc/qudata/api_key"].starts_with("100600 "));
+    assert!(!format!("{:?} {:?}", world.events.borrow(), world.commands.borrow()).contains("canary"));
+}
+
+#[test]
+fn the_same_line_again_changes_nothing() {
+    let world = finished();
+    let before = tree(world.host.root());
+    world.commands.borrow_mut().clear();
+    assert_eq!(world.install(wish()).unwrap(), Outcome::Ready { changed: false });
+    let log = "var/log/qudata/install.log";
+    let progress = "var/lib/qudata/setup/progress.json";
+    let changed = differences(&before, &tree(world.host.root()));
+    assert!(changed.iter().all(|line| line.starts_with(log) || line.starts_with(progress)), "{changed:?}");
+    let commands = world.commands.borrow();
+    assert!(!commands.iter().any(|c| c.contains("apt-get") || c.contains("restart") || c == "update-grub"));
+}
+
+#[test]
+fn taken_back_byte_for_byte() {
+    let world = usual();
+    world.file("etc/udev/rules.d/99-mine.rules", "mine");
+    let (before, packages) = (tree(world.host.root()), world.packages.borrow().clone());
+    world.install(wish()).unwrap();
+    world.reboot();
+    world.go_on().unwrap();
+    assert_eq!(world.uninstall(true).unwrap(), Vec::<String>::new());
+    assert_eq!(differences(&before, &tree(world.host.root())), Vec::<String>::new());
+    assert_eq!(*world.packages.borrow(), packages);
+    assert!(!world.active.get() && !world.rules.get());
+}
+
+#[test]
+fn what_the_owner_changed_since_is_left_alone_and_said() {
+    let world = finished();
+    world.file(places::GRUB_DROP_IN, "GRUB_CMDLINE_LINUX_DEFAULT=\"mine\"\n");
+    world.needed_by_owner.replace(Some("owner-vm-tool".into()));
+    let left = world.uninstall(false).unwrap();
+    assert!(left.iter().any(|line| line.contains("90-qudata.cfg was changed")), "{left:?}");
+    assert!(left.iter().any(|line| line.contains("qemu-system-x86")), "{left:?}");
+    assert!(world.text(places::GRUB_DROP_IN).unwrap().contains("mine"));
+    assert!(world.text("boot/grub/grub.cfg").unwrap().contains("mine"), "made anew");
+    assert!(world.packages.borrow().contains("qemu-system-x86"));
+    assert_eq!(world.text("etc/group").unwrap(), "root:x:0:\n_ssh:x:101:\n", "its group stays with it");
+    assert!(world.text("var/lib/qudata/images/qudata-base.qcow2").is_some(), "data is kept");
+    assert!(!world.host.path("var/lib/qudata/setup").exists());
+}
+
+#[test]
+fn a_second_restart_never_comes() {
+    let world = usual();
+    world.install(wish()).unwrap();
+    world.file("proc/sys/kernel/random/boot_id", "another\n");
+    let error = world.go_on().unwrap_err();
+    assert_eq!(error.code.as_str(), "bootloader_failed", "{error:?}");
+    let params = "root=/dev/sda1 ro quiet intel_iommu=on iommu=pt\n";
+    world.file("proc/cmdline", params);
+    assert_eq!(world.go_on().unwrap_err().code.as_str(), "iommu_off");
+    assert_eq!(world.commands.borrow().iter().filter(|c| *c == "systemctl reboot").count(), 1);
+    world.iommu_on();
+    assert!(world.go_on().is_ok(), "it goes on when that is mended");
+}
+
+#[test]
+fn a_restart_is_the_owners_to_allow() {
+    let tenant = || Tenant { id: "1".into(), name: "renter".into(), gpus: Vec::new() };
+    for (way, yes, answer, tenants, goes) in [
+        (RebootWay::Never, true, None, false, false),
+        (RebootWay::Ask, false, None, false, false),
+        (RebootWay::Ask, false, Some(true), false, true),
+        (RebootWay::Ask, false, Some(false), false, false),
+        (RebootWay::Auto, false, Some(false), false, false),
+        (RebootWay::Auto, false, None, true, false),
+        (RebootWay::Auto, true, None, true, true),
+    ] {
+        let world = usual();
+        world.answer.set(answer);
+        world.tenants.borrow_mut().extend(tenants.then(tenant));
+        let result = world.install(Wish { reboot: way, yes, ..wish() });
+        match result {
+            Ok(outcome) => assert!(goes && outcome == Outcome::Rebooting, "{way:?} {answer:?}"),
+            Err(error) => {
+                assert!(!goes && error.code.as_str() == "reboot_needed", "{error:?}");
+                assert_eq!(error.what.contains("renter"), tenants);
+                world.reboot();
+                world.tenants.borrow_mut().clear();
+                assert!(world.go_on().is_ok(), "a restart by hand goes on as well");
+            }
+        }
+    }
+}
+
+#[test]
+fn tenants_are_not_disturbed() {
+    let world = world(vec![Device::gpu(GPU).group(7), Device::gpu("0000:66:00.0").group(8)]);
+    world.install(wish()).unwrap();
+    let gpus = vec![GPU.parse().unwrap()];
+    world.tenants.borrow_mut().push(Tenant { id: "1".into(), name: "renter".into(), gpus });
+    world.commands.borrow_mut().clear();
+    fs::remove_file(world.host.path("var/lib/qudata/setup/progress.json")).unwrap();
+    world.install(wish()).unwrap();
+    let commands = world.commands.borrow().clone();
+    let tested: Vec<&String> = commands.iter().filter(|c| c.starts_with("selftest")).collect();
+    assert!(tested.len() == 1 && tested[0].as_str() == "selftest 0000:66:00.0", "{tested:?}");
+    assert!(!commands.iter().any(|c| c.contains("restart") || c.contains("stop")), "{commands:?}");
+    let error = world.uninstall(false).unwrap_err();
+    assert_eq!(error.code.as_str(), "instances_exist");
+    assert!(error.what.contains("renter") && world.active.get());
+}
+
+#[test]
+fn apt_and_the_self_test_have_codes_of_their_own() {
+    let world = usual();
+    for (words, code) in [
+        ("E: Failed to fetch http://x Could not resolve 'x'", "mirror_down"),
+        ("E: Unable to correct problems", "package_failed"),
+    ] {
+        world.apt_says.replace(Some(words.into()));
+        assert_eq!(world.install(wish()).unwrap_err().code.as_str(), code);
+    }
+    world.apt_says.replace(None);
+    *world.selftest.borrow_mut() = Err("selftest.ready: no".into());
+    world.install(wish()).unwrap();
+    world.reboot();
+    let error = world.go_on().unwrap_err();
+    assert_eq!(error.code.as_str(), "selftest_failed");
+    assert!(world.text(places::SELFTEST_DROP_IN).is_none() && !world.active.get(), "not rented out");
+    *world.selftest.borrow_mut() = Ok(());
+    assert!(world.go_on().is_ok());
+}
+
+#[test]
+fn two_at_once_and_a_damaged_list() {
+    let world = finished();
+    let held = world.with(|means| crate::install::lock(means).unwrap());
+    assert_eq!(world.install(wish()).unwrap_err().code.as_str(), "busy");
+    assert_eq!(world.uninstall(false).unwrap_err().code.as_str(), "busy");
+    drop(held);
+    world.file(places::MANIFEST, "{");
+    assert_eq!(world.install(wish()).unwrap_err().code.as_str(), "manifest_damaged");
+    assert_eq!(world.uninstall(false).unwrap_err().code.as_str(), "manifest_damaged");
+}
+
+#[test]
+fn percentages_come_from_apt_and_the_builder() {
+    let world = finished();
+    let ticks: Vec<u8> = world
+        .events
+        .borrow()
+        .iter()
+        .filter_map(|event| match event {
+            Event::Tick(_, tick, _) => tick.percent,
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ticks, [100, 50]);
+}

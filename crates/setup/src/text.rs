@@ -1,0 +1,146 @@
+//! What `--plan` prints: every package, file with its difference, kernel parameter, unit and restart. Pure; called by the
+//! CLI.
+
+use std::fmt::Write;
+
+use crate::{
+    observe::Observed,
+    places,
+    plan::{Change, FileChange, Plan},
+    progress::Step,
+};
+
+/// Lines around a difference.
+const AROUND: usize = 2;
+
+/// The plan for people.
+#[must_use]
+pub fn describe(observed: &Observed, plan: &Plan) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail, here and below.
+    let _ = writeln!(
+        text,
+        "Host: {}, kernel {}, boot loader {}",
+        observed.distribution.name,
+        observed.kernel,
+        observed.loader.name()
+    );
+    let gpus: Vec<String> = plan.chosen.gpus.iter().map(|gpu| gpu.address.to_string()).collect();
+    let _ = writeln!(
+        text,
+        "GPUs to rent out: {}",
+        if gpus.is_empty() { "none".to_owned() } else { gpus.join(", ") }
+    );
+    for gpu in &plan.chosen.gpus {
+        let name = observed.names.get(&gpu.address).map_or("unknown device", String::as_str);
+        let driver = observed.topology.devices.get(&gpu.address).and_then(|device| device.driver.as_deref());
+        let _ = writeln!(text, "  {}  {name}, driver {}", gpu.address, driver.unwrap_or("none"));
+    }
+    for (address, why) in &plan.chosen.left_out {
+        let name = observed.names.get(address).map_or("unknown device", String::as_str);
+        let _ = writeln!(text, "  {address}  left out: {why} ({name})");
+    }
+    for note in &plan.notes {
+        let _ = writeln!(text, "Note: {note}");
+    }
+    if plan.changes.is_empty() {
+        text.push_str("\nNothing has to be changed: this host is set up.\n");
+        return text;
+    }
+    let mut last: Option<Step> = None;
+    for (step, change) in &plan.changes {
+        if last != Some(*step) {
+            let _ = writeln!(text, "\n{}", step.name());
+            last = Some(*step);
+        }
+        describe_change(&mut text, change);
+    }
+    text.push_str("\nNothing was changed.\n");
+    text
+}
+
+fn describe_change(text: &mut String, change: &Change) {
+    let _ = match change {
+        Change::Package { file, version } => {
+            let from = file.as_deref().unwrap_or("what is there");
+            writeln!(
+                text,
+                "  install {} {version} from {from}, with what it depends on and apt says",
+                places::PACKAGE
+            )
+        }
+        Change::File(file) => {
+            describe_file(text, file);
+            Ok(())
+        }
+        Change::Regenerate { loader, params } => {
+            writeln!(text, "  run the tools of {loader}; the kernel is told: {}", params.join(" "))
+        }
+        Change::Image { from } => {
+            writeln!(
+                text,
+                "  build the base image from {}",
+                from.as_deref().unwrap_or("the default distribution")
+            )
+        }
+        Change::Reboot { why } => {
+            let unit = places::CONTINUE_FILE;
+            let _ = writeln!(
+                text,
+                "  write and enable {unit}, which goes on after the restart and is removed at the end"
+            );
+            writeln!(text, "  restart this host: {why}")
+        }
+        Change::Selftest { gpus } if gpus.is_empty() => writeln!(text, "  try out a VM without a GPU"),
+        Change::Selftest { gpus } => {
+            let gpus: Vec<String> = gpus.iter().map(ToString::to_string).collect();
+            writeln!(text, "  try out a VM with each of {}", gpus.join(", "))
+        }
+        Change::Enable => writeln!(text, "  enable and start {}", places::AGENT_UNIT),
+    };
+}
+
+fn describe_file(text: &mut String, file: &FileChange) {
+    let verb = if file.before.is_some() { "change" } else { "write" };
+    let owner = if file.group { "root:qudata" } else { "root:root" };
+    let _ = writeln!(text, "  {verb} {} ({:04o} {owner})", file.path, file.mode);
+    if file.secret {
+        text.push_str("      (the API key; not shown)\n");
+        return;
+    }
+    for line in difference(file.before.as_deref().unwrap_or_default(), &file.text) {
+        let _ = writeln!(text, "      {line}");
+    }
+}
+
+/// The lines that go (`-`), come (`+`) and stand around them (` `).
+#[must_use]
+pub fn difference(before: &str, after: &str) -> Vec<String> {
+    let (old, new): (Vec<&str>, Vec<&str>) = (before.lines().collect(), after.lines().collect());
+    let start = old.iter().zip(&new).take_while(|(a, b)| a == b).count();
+    let rest = old.len().min(new.len()) - start;
+    let end = old.iter().rev().zip(new.iter().rev()).take(rest).take_while(|(a, b)| a == b).count();
+    let part = |lines: &[&str], from: usize, to: usize, mark: char| -> Vec<String> {
+        let lines = lines.get(from..to).unwrap_or_default();
+        lines.iter().map(|line| format!("{mark}{line}")).collect()
+    };
+    let mut lines = part(&old, start.saturating_sub(AROUND), start, ' ');
+    lines.extend(part(&old, start, old.len() - end, '-'));
+    lines.extend(part(&new, start, new.len() - end, '+'));
+    lines.extend(part(&old, old.len() - end, (old.len() - end + AROUND).min(old.len()), ' '));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_are_small() {
+        let old = "a\nb\nc\nd\ne\nf\n";
+        assert_eq!(difference(old, "a\nb\nc\nX\ne\nf\n"), [" b", " c", "-d", "+X", " e", " f"]);
+        assert_eq!(difference("", "a\n"), ["+a"]);
+        assert_eq!(difference("a\n", "a\na\n"), [" a", "+a"]);
+        assert_eq!(difference(old, old).iter().filter(|l| !l.starts_with(' ')).count(), 0);
+    }
+}

@@ -1,0 +1,340 @@
+//! Takes an installation back: the list of changes, backwards. Owns what may be in the way and what is removed besides.
+//! Called by the CLI's `uninstall`.
+//!
+//! It stops the agent and its tunnel client and nothing else. An entry leaves the list when it is taken back, so that a run
+//! that was cut off is finished by the next one.
+
+use std::time::Duration;
+
+use crate::{
+    boot,
+    error::{Code, SetupError},
+    hands::{must, order},
+    install::{lock, not_root},
+    ledger::{Ledger, Undone, checksum},
+    manifest::{Backup, Entry, Manifest},
+    observe,
+    outside::{Means, Tenant},
+    packages, places, progress, settings_file,
+};
+
+/// What the CLI was asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Removal {
+    /// Data and instances go as well.
+    pub purge: bool,
+    /// Nobody is asked.
+    pub yes: bool,
+    /// Root runs this.
+    pub root: bool,
+}
+
+/// What is left, in sentences; empty: nothing.
+pub type Left = Vec<String>;
+
+/// What would be done. Changes nothing.
+///
+/// # Errors
+/// When the list cannot be read.
+pub fn describe(means: Means<'_>, removal: Removal) -> Result<String, SetupError> {
+    use std::fmt::Write;
+    let Some(manifest) = Manifest::load(means.files)? else {
+        return Ok(format!(
+            "There is no list of changes in {}: `install` changed nothing here.\n",
+            places::STATE
+        ));
+    };
+    let mut text = format!("stop and disable {}\n", places::AGENT_UNIT);
+    for entry in manifest.entries.iter().rev() {
+        // Writing to a String cannot fail.
+        let _ = match entry {
+            Entry::Folder { path } => writeln!(text, "remove the folder {path} if it is empty"),
+            Entry::File { path, before: None, .. } => writeln!(text, "remove {path}"),
+            Entry::File { path, .. } => writeln!(text, "put back {path} as it was"),
+            Entry::Generated { path, .. } => {
+                writeln!(text, "put back {path}, or let the boot loader make it anew")
+            }
+            Entry::Packages { added, .. } => writeln!(text, "purge the packages {}", added.join(" ")),
+            Entry::Unit { name } => writeln!(text, "disable {name}"),
+            Entry::Groups { added, .. } => writeln!(text, "remove the groups {}", added.join(" ")),
+        };
+    }
+    let data = data_dir(means)?;
+    let _ = match removal.purge {
+        true => writeln!(text, "delete all instances, {data} and /var/log/qudata"),
+        false => writeln!(text, "keep {data}"),
+    };
+    text.push_str("\nNothing was changed.\n");
+    Ok(text)
+}
+
+/// Takes everything back.
+///
+/// # Errors
+/// When instances are in the way, somebody does not agree, or something cannot be taken back yet.
+pub fn uninstall(means: Means<'_>, removal: Removal) -> Result<Left, SetupError> {
+    if !removal.root {
+        return Err(not_root("uninstall"));
+    }
+    if !means.files.exists(places::STATE) {
+        remove_empty(means)?;
+        return Ok(vec!["`qudata-agent install` changed nothing on this host.".into()]);
+    }
+    let _lock = lock(means)?;
+    let mut ledger = Ledger::open(means.files)?;
+    let data = data_dir(means)?;
+    let tenants = means.tenants(&data)?;
+    consent(means, removal, &tenants, &data)?;
+    say(means, "uninstall: begins");
+    for tenant in &tenants {
+        means.outside.delete(&tenant.id).map_err(|why| {
+            let what = format!("instance {} ({}) cannot be deleted: {why}", tenant.id, tenant.name);
+            let next = "systemctl start qudata-agent; qudata-agent instance list";
+            SetupError::new(Code::InstancesExist, what, "The agent has to run for that.").next(next)
+        })?;
+    }
+    stop(means)?;
+    remove_rules(means)?;
+    // An installation that was cut off has not come so far.
+    packages::note_groups(means, &mut ledger)?;
+    let mut left = backwards(means, &mut ledger)?;
+    if !ledger.manifest.entries.is_empty() {
+        return Ok(left);
+    }
+    sweep(means)?;
+    if removal.purge {
+        means.files.remove_tree(&data)?;
+        means.files.remove_tree("/var/log/qudata")?;
+    } else {
+        say(means, "uninstall: done");
+        left.push(format!(
+            "{data} is kept, with images and keys: `rm -r {data}` when nothing in it is needed."
+        ));
+    }
+    means.files.remove_tree(places::STATE)?;
+    remove_empty(means)?;
+    Ok(left)
+}
+
+/// Folders that are nobody's when nothing is in them.
+fn remove_empty(means: Means<'_>) -> Result<(), SetupError> {
+    for dir in ["/var/lib/qudata", "/var/log/qudata"] {
+        if means.files.exists(dir) {
+            means.files.remove_empty_dir(dir)?;
+        }
+    }
+    Ok(())
+}
+
+fn say(means: Means<'_>, text: &str) {
+    progress::log_line(means, text);
+}
+
+fn data_dir(means: Means<'_>) -> Result<String, SetupError> {
+    let text = means.files.text(places::SETTINGS)?.unwrap_or_default();
+    Ok(settings_file::text_of(&text, "data_dir").unwrap_or_else(|| "/var/lib/qudata".into()))
+}
+
+/// Instances are somebody's: they are named, and go only with `--purge` and a yes.
+fn consent(means: Means<'_>, removal: Removal, tenants: &[Tenant], data: &str) -> Result<(), SetupError> {
+    let names: Vec<String> =
+        tenants.iter().map(|tenant| format!("{} ({})", tenant.id, tenant.name)).collect();
+    if !tenants.is_empty() && !removal.purge {
+        let what = format!("this host has {} instance(s): {}", tenants.len(), names.join(", "));
+        let remedy = "Delete them first, or give --purge, which deletes them with their disks after asking.";
+        return Err(SetupError::new(Code::InstancesExist, what, remedy).next("qudata-agent instance list"));
+    }
+    if !removal.purge || removal.yes {
+        return Ok(());
+    }
+    let mut question = format!("Remove {data} with all images and disks?");
+    if !names.is_empty() {
+        question = format!("Delete these instances with their disks: {}?\n{question}", names.join(", "));
+    }
+    let declined = |what: &str| {
+        let remedy = "Nothing was changed. Say --yes if that is meant.";
+        Err(SetupError::new(Code::Declined, what, remedy).next("qudata-agent uninstall --purge --yes"))
+    };
+    match means.person.ask(&question) {
+        Some(true) => Ok(()),
+        Some(false) => declined("the data is not to be removed"),
+        None => declined("--purge removes data, and there is no terminal to ask on"),
+    }
+}
+
+/// The agent, and the tunnel client that outlives it. VMs are none any more; what else runs is not ours.
+fn stop(means: Means<'_>) -> Result<(), SetupError> {
+    let known = means.hands.run(&order("systemctl").args(["cat", places::AGENT_UNIT]), &mut |_| {});
+    if !known.is_ok_and(|answer| answer.ok()) {
+        return Ok(());
+    }
+    for words in [["disable", "--now", places::AGENT_UNIT], ["stop", "--", "qudata-vm-*-frpc.service"]] {
+        let order = order("systemctl").args(words).within(Duration::from_secs(120));
+        must(means.hands, &order).map_err(|cause| {
+            let what = "the agent cannot be stopped";
+            SetupError::new(Code::AgentFailed, what, "systemd says why.")
+                .next("systemctl status qudata-agent")
+                .because(cause)
+        })?;
+    }
+    Ok(())
+}
+
+/// The agent's rules outlive it, for the sake of its VMs, which are none any more.
+fn remove_rules(means: Means<'_>) -> Result<(), SetupError> {
+    let there = means.hands.run(&order("nft").args(["list", "table", "inet", places::GROUP]), &mut |_| {});
+    if !there.is_ok_and(|answer| answer.ok()) {
+        return Ok(());
+    }
+    must(means.hands, &order("nft").args(["delete", "table", "inet", places::GROUP])).map(drop).map_err(
+        |cause| {
+            let what = "the agent's rules in the firewall cannot be removed";
+            SetupError::new(Code::HostFault, what, "nft says why.")
+                .next("sudo nft list tables")
+                .because(cause)
+        },
+    )
+}
+
+/// Goes through the list from its end.
+fn backwards(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<Left, SetupError> {
+    let (mut left, mut reload) = (Vec::new(), false);
+    while let Some(entry) = ledger.manifest.entries.last().cloned() {
+        if let Some(earlier) = settings_before(ledger, &entry) {
+            // What is made of settings comes after them, also for a run that is cut off in between.
+            ledger.manifest.entries.pop();
+            ledger.manifest.entries.insert(earlier, entry);
+            ledger.save()?;
+            continue;
+        }
+        match &entry {
+            Entry::Folder { path } => {
+                means.files.remove_empty_dir(path)?;
+            }
+            Entry::File { path, before, after, secret, .. } => {
+                match ledger.restore(path, before.as_ref(), after, *secret)? {
+                    Undone::Kept(why) => left.push(why),
+                    Undone::Restored => {
+                        reload |= path.starts_with("/etc/systemd") || path.starts_with("/etc/udev")
+                    }
+                    Undone::Nothing => {}
+                }
+            }
+            Entry::Generated { path, before, after } => {
+                let anew = boot::restore(ledger, means.files, (path, before.as_ref(), after.as_deref()))?;
+                if anew || means.files.exists(places::GRUB_DROP_IN) {
+                    boot::refresh(means, ledger, (path, before.as_ref()))?;
+                }
+            }
+            Entry::Packages { before, added, done } => {
+                let added = if *done { added.clone() } else { came_since(means, before)? };
+                // A purge of the package takes its settings along, which may have been there before it.
+                let verb = if had_settings(means)? { "remove" } else { "purge" };
+                let kept = packages::purge(means, &added, verb)?;
+                if !kept.is_empty() {
+                    keep_groups(ledger);
+                }
+                left.extend(kept);
+            }
+            Entry::Unit { name } => disable(means, name)?,
+            Entry::Groups { added, before } => remove_groups(means, ledger, added, before)?,
+        }
+        say(means, &format!("uninstall: took back {}", name_of(&entry)));
+        ledger.manifest.entries.pop();
+        ledger.save()?;
+    }
+    if reload && means.files.exists("/run/systemd/system") {
+        must(means.hands, &order("systemctl").args(["daemon-reload"])).map_err(|cause| {
+            SetupError::new(Code::HostFault, "systemd did not read its units again", "systemd says why.")
+                .because(cause)
+        })?;
+    }
+    Ok(left)
+}
+
+/// For a generated file: the place of the first of the settings that it was made from, while they are not taken back.
+fn settings_before(ledger: &Ledger<'_>, entry: &Entry) -> Option<usize> {
+    let is_setting = |entry: &Entry| matches!(entry, Entry::File { path, .. } if path == places::GRUB_DROP_IN || path == places::KERNEL_CMDLINE);
+    let generated = matches!(entry, Entry::Generated { .. });
+    ledger.manifest.entries.iter().position(is_setting).filter(|_| generated)
+}
+
+fn name_of(entry: &Entry) -> &str {
+    match entry {
+        Entry::Folder { path } | Entry::File { path, .. } | Entry::Generated { path, .. } => path,
+        Entry::Packages { .. } => "packages",
+        Entry::Groups { .. } => "groups",
+        Entry::Unit { name } => name,
+    }
+}
+
+/// apt was cut off: what came is what was not there before.
+fn came_since(means: Means<'_>, before: &[String]) -> Result<Vec<String>, SetupError> {
+    Ok(packages::list(means)?.into_iter().filter(|name| !before.contains(name)).collect())
+}
+
+fn disable(means: Means<'_>, name: &str) -> Result<(), SetupError> {
+    // A unit whose file is gone has nothing to be disabled.
+    let _ = means.hands.run(&order("systemctl").args(["disable", "--quiet", name]), &mut |_| {}).map_err(
+        |cause| SetupError::new(Code::HostFault, format!("{name} cannot be disabled"), "").because(cause),
+    )?;
+    Ok(())
+}
+
+fn had_settings(means: Means<'_>) -> Result<bool, SetupError> {
+    let before = means.files.read(places::BEFORE)?.unwrap_or_default();
+    let before: serde_json::Value = serde_json::from_slice(&before).unwrap_or_default();
+    Ok(before.get("etc_qudata").and_then(serde_json::Value::as_bool).unwrap_or(false))
+}
+
+/// Packages that stay keep their groups; the agent's goes.
+fn keep_groups(ledger: &mut Ledger<'_>) {
+    for entry in &mut ledger.manifest.entries {
+        if let Entry::Groups { added, .. } = entry {
+            *added = vec![places::GROUP.to_owned()];
+        }
+    }
+}
+
+/// Removes the groups that came with the packages. When nobody else has changed any since, also the copies of their files
+/// are as they were.
+fn remove_groups(
+    means: Means<'_>,
+    ledger: &Ledger<'_>,
+    added: &[String],
+    before: &[(String, Option<Backup>)],
+) -> Result<(), SetupError> {
+    let ours = [places::GROUP.to_owned()];
+    for name in if added.is_empty() { ours.as_slice() } else { added } {
+        if observe::group(means.files, name)?.is_none() {
+            continue;
+        }
+        must(means.hands, &order("groupdel").args([name.as_str()])).map_err(|cause| {
+            let what = format!("the group {name} cannot be removed");
+            let remedy = "Take it from the users whose first group it is.";
+            SetupError::new(Code::HostFault, what, remedy).next("qudata-agent uninstall").because(cause)
+        })?;
+    }
+    for (path, backup) in before.iter().filter(|(path, _)| !path.ends_with('-')) {
+        let found = means.files.read(path)?.as_deref().map(checksum);
+        if found.as_ref() != backup.as_ref().and_then(|backup| backup.sha256.as_ref()) {
+            return Ok(());
+        }
+    }
+    before.iter().try_for_each(|(path, backup)| ledger.copy_back(path, backup.as_ref()))
+}
+
+/// What the agent wrote by itself where the package has its settings, and what is left in `/run`.
+fn sweep(means: Means<'_>) -> Result<(), SetupError> {
+    let files = means.files;
+    for name in files.names("/etc/qudata")? {
+        if name.starts_with("frpc.") {
+            files.remove(&format!("/etc/qudata/{name}"))?;
+        }
+    }
+    if files.exists("/etc/qudata") {
+        files.remove_empty_dir("/etc/qudata")?;
+    }
+    files.remove(places::SELFTEST_DROP_IN)?;
+    Ok(())
+}
