@@ -27,6 +27,10 @@ pub(crate) fn make(dir: &Path, files: &Files) -> Result<PathBuf> {
     fs::create_dir_all(&images).with_context(|| format!("cannot create {}", images.display()))?;
     place(&files.agent, &kit.join("qudata-agent"), 0o755)?;
     place(&files.probe, &kit.join("qudata-lab-probe"), 0o755)?;
+    place(&files.outside, &kit.join("qudata-lab-outside"), 0o755)?;
+    if let Some(dist) = &files.dist {
+        release(dist, &kit.join("dist"))?;
+    }
     for ending in ["qcow2", "vmlinuz", "initrd", "cmdline"] {
         place(&files.guest_image.with_extension(ending), &images.join(format!("guest.{ending}")), 0o644)?;
     }
@@ -42,6 +46,19 @@ pub(crate) fn make(dir: &Path, files: &Files) -> Result<PathBuf> {
     packaging(&kit, &files.packaging)?;
     quick_guest(&images)?;
     image(dir)
+}
+
+/// The files of a release.
+fn release(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
+    for file in fs::read_dir(from).with_context(|| format!("cannot list {}", from.display()))? {
+        let file = file?;
+        // Not a folder that a release in the making has there.
+        if file.file_type()?.is_file() {
+            place(&file.path(), &to.join(file.file_name()), 0o644)?;
+        }
+    }
+    Ok(())
 }
 
 /// What the product installs beside its binary: unit, users, directories.

@@ -14,11 +14,16 @@ use anyhow::{Context, Result, bail};
 use qudata_testkit::tool;
 
 use crate::remote::Remote;
-use crate::shape::L1;
+use crate::shape::{Boot, L1};
 
 /// A busy machine with two processors boots the server in half a minute to a minute.
 const BOOT: Duration = Duration::from_secs(300);
 const QUICK: Duration = Duration::from_secs(30);
+/// A server whose sshd says nothing for so long does not run.
+const SILENCE: Duration = Duration::from_secs(90);
+/// UEFI of a fresh server, as Debian's package `ovmf` has it.
+const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// What the server writes to its serial console.
 const CONSOLE: &str = "console.log";
 
@@ -27,8 +32,10 @@ const CONSOLE: &str = "console.log";
 pub(crate) struct Parts {
     /// The lab's directory of this run.
     pub(crate) dir: PathBuf,
-    /// Disk image, with `.vmlinuz` and `.initrd` beside it.
+    /// Disk image of the lab's server, with `.vmlinuz` and `.initrd` beside it.
     pub(crate) image: PathBuf,
+    /// Disk image of a fresh server.
+    pub(crate) fresh: PathBuf,
     /// The disk with what the run brings.
     pub(crate) kit: PathBuf,
     /// Whether the server outlives the lab.
@@ -50,7 +57,7 @@ impl Machine {
     /// Starts a server of this shape with a fresh disk and waits until somebody can log in.
     pub(crate) fn boot(shape: &L1, parts: &Parts) -> Result<Self> {
         let started = Instant::now();
-        overlay(parts)?;
+        overlay(shape, parts)?;
         let port = free_port()?;
         let log = std::fs::File::create(parts.dir.join("qemu.log")).context("cannot create QEMU's log")?;
         // What an earlier server said last is not this one's word.
@@ -73,10 +80,10 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Whether its kernel has died. That of an emulated processor with nested virtualization does so now and then, by
-    /// itself: what then failed says nothing.
-    pub(crate) fn has_panicked(&self) -> bool {
-        panic_line(&self.dir).is_some()
+    /// Whether its kernel has died, or does nothing any more. That of an emulated processor with nested virtualization does
+    /// so now and then, by itself: what then failed says nothing.
+    pub(crate) fn is_dead(&self) -> bool {
+        panic_line(&self.dir).is_some() || !self.remote.is_greeted(SILENCE)
     }
 
     fn connect(&mut self) -> Result<()> {
@@ -107,7 +114,28 @@ impl Machine {
         Ok(())
     }
 
-    fn boot_id(&self) -> Result<String> {
+    /// Waits until the server has restarted by itself: its boot id is another than `before`.
+    pub(crate) fn await_reboot(&mut self, before: &str, within: Duration) -> Result<()> {
+        let until = Instant::now() + within;
+        loop {
+            // A connection of before the restart answers no more; a new one is made.
+            if let Ok(now) = self.boot_id()
+                && now != before
+            {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                bail!("the server did not restart by itself within {} s", within.as_secs());
+            }
+            std::thread::sleep(Duration::from_secs(1));
+            if self.boot_id().is_err() {
+                self.connect()?;
+            }
+        }
+    }
+
+    /// Which boot this is.
+    pub(crate) fn boot_id(&self) -> Result<String> {
         self.remote.must("cat /proc/sys/kernel/random/boot_id", QUICK)
     }
 
@@ -146,10 +174,20 @@ fn panic_line(dir: &Path) -> Option<String> {
     console.lines().find(|line| line.contains("Kernel panic")).map(str::to_owned)
 }
 
-fn overlay(parts: &Parts) -> Result<()> {
+fn overlay(shape: &L1, parts: &Parts) -> Result<()> {
     let mut create = Command::new("qemu-img");
-    create.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(&parts.image);
-    let done = tool::run(create.arg(parts.dir.join("disk.qcow2")), QUICK).context("cannot run qemu-img")?;
+    create.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]);
+    match shape.boot {
+        Boot::Direct => create.arg(&parts.image),
+        Boot::Fresh => {
+            // Where the firmware remembers what it boots.
+            std::fs::copy(VARIABLES, parts.dir.join("vars.fd"))
+                .with_context(|| format!("cannot copy {VARIABLES}"))?;
+            create.arg(&parts.fresh)
+        }
+    };
+    create.arg(parts.dir.join("disk.qcow2"));
+    let done = tool::run(&mut create, QUICK).context("cannot run qemu-img")?;
     if !done.status.success() {
         bail!("qemu-img failed: {}", done.stderr.trim());
     }
@@ -176,15 +214,26 @@ fn qemu(shape: &L1, parts: &Parts, port: u16) -> Command {
         setpriv
     };
     command.args(["-accel", "tcg,thread=multi"]).args(shape.arguments());
-    command.args(["-kernel", &text(&parts.image.with_extension("vmlinuz"))]);
-    command.args(["-initrd", &text(&parts.image.with_extension("initrd"))]);
-    command.args(["-append", &shape.command_line()]);
+    match shape.boot {
+        Boot::Direct => {
+            command.args(["-kernel", &text(&parts.image.with_extension("vmlinuz"))]);
+            command.args(["-initrd", &text(&parts.image.with_extension("initrd"))]);
+            command.args(["-append", &shape.command_line()]);
+        }
+        Boot::Fresh => {
+            command.args(["-drive", &format!("if=pflash,unit=0,format=raw,readonly=on,file={FIRMWARE}")]);
+            let vars = text(&parts.dir.join("vars.fd"));
+            command.args(["-drive", &format!("if=pflash,unit=1,format=raw,file={vars}")]);
+        }
+    }
     // The disk is thrown away; QEMU outlives a reset of the server, so nothing the server has written is lost.
     command.args([
         "-drive",
         &format!("file={},format=qcow2,if=none,id=disk,cache=unsafe", text(&parts.dir.join("disk.qcow2"))),
     ]);
-    command.args(["-device", "virtio-blk-pci,bus=pcie.0,drive=disk"]);
+    // A kernel that is handed over has that place already.
+    let first = if shape.boot == Boot::Fresh { ",bootindex=0" } else { "" };
+    command.args(["-device", &format!("virtio-blk-pci,bus=pcie.0,drive=disk{first}")]);
     command.args(["-drive", &format!("file={},format=raw,if=none,id=kit,read-only=on", text(&parts.kit))]);
     command.args(["-device", "virtio-blk-pci,bus=pcie.0,drive=kit"]);
     command.args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:22")]);

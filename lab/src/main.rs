@@ -10,6 +10,7 @@ mod gpu;
 mod initramfs;
 mod kit;
 mod machine;
+mod owner;
 mod remote;
 mod run;
 mod scenario;
@@ -30,9 +31,18 @@ pub(crate) struct Files {
     /// The probe that runs on the server
     #[arg(long)]
     probe: PathBuf,
+    /// The release server and control plane that run on the server
+    #[arg(long)]
+    outside: PathBuf,
+    /// The release: package, checksums, signature, install.sh; for the scenarios of an installation
+    #[arg(long)]
+    dist: Option<PathBuf>,
     /// Disk of the server, with .vmlinuz and .initrd beside it
     #[arg(long)]
     host_image: PathBuf,
+    /// Disk of a fresh server
+    #[arg(long)]
+    fresh_image: PathBuf,
     /// Disk of the guests, with .vmlinuz, .initrd and .cmdline beside it
     #[arg(long)]
     guest_image: PathBuf,

@@ -1,4 +1,6 @@
 //! The way into the server: commands and files over one SSH connection. Called by everything that asks the server.
+use std::io::Read;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -47,6 +49,16 @@ impl Remote {
         }
         words.extend([if program == "scp" { "-P" } else { "-p" }.to_owned(), self.port.to_string()]);
         words
+    }
+
+    /// Whether the SSH server says hello to a new connection.
+    pub(crate) fn is_greeted(&self, within: Duration) -> bool {
+        let connect = || {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+            stream.set_read_timeout(Some(within))?;
+            stream.read_exact(&mut [0; 4])
+        };
+        connect().is_ok()
     }
 
     /// The command line for a person.

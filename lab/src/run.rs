@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::machine::{Machine, Parts};
 use crate::scenario::{self, Scenario};
-use crate::shape::L1;
+use crate::shape::{Boot, L1};
 use crate::{Files, agent, kit};
 
 /// On a disk with room, unlike a temporary directory that may be in memory.
@@ -88,6 +88,7 @@ pub(crate) fn run(files: &Files, chosen: &[&'static Scenario], keep: bool) -> Re
     let parts = Parts {
         dir: room.dir.clone(),
         image: files.host_image.clone(),
+        fresh: files.fresh_image.clone(),
         kit: kit::make(&room.dir, files)?,
         keep,
     };
@@ -97,14 +98,14 @@ pub(crate) fn run(files: &Files, chosen: &[&'static Scenario], keep: bool) -> Re
         for scenario in scenarios {
             let started = Instant::now();
             let mut error = attempt(scenario, &shape, &parts, &mut machine).err();
-            if error.is_some() && machine.as_ref().is_some_and(Machine::has_panicked) {
+            if error.is_some() && machine.as_ref().is_some_and(Machine::is_dead) {
                 // Were it the product's doing, it would happen again.
                 println!(
-                    "lab: the kernel of the emulated server died; {} runs once more on a new one",
+                    "lab: the emulated server died, its kernel says nothing more; {} runs once more on a new one",
                     scenario.name
                 );
                 // Nobody is left there to be asked.
-                collect(None, &parts, &files.logs.join(format!("{}-panic", scenario.name)));
+                collect(None, &parts, &files.logs.join(format!("{}-died", scenario.name)));
                 end(machine.take())?;
                 error = attempt(scenario, &shape, &parts, &mut machine).err();
             }
@@ -124,6 +125,10 @@ pub(crate) fn run(files: &Files, chosen: &[&'static Scenario], keep: bool) -> Re
                     return Ok(report(&outcomes));
                 }
                 // What a failed scenario left must not fail the next.
+                end(machine.take())?;
+            }
+            // No installation shall find what another one left.
+            if shape.boot == Boot::Fresh {
                 end(machine.take())?;
             }
         }
@@ -182,7 +187,9 @@ fn ready(shape: &L1, parts: &Parts) -> Result<Machine> {
     eprintln!("lab: starting a server with {} slots in emulation", shape.slots.len());
     let machine = Machine::boot(shape, parts)?;
     eprintln!("lab: the server is up after {} s", machine.boot.as_secs());
-    agent::install(&machine)?;
+    if machine.shape.boot == Boot::Direct {
+        agent::install(&machine)?;
+    }
     Ok(machine)
 }
 
@@ -240,6 +247,7 @@ pub(crate) fn shell(files: &Files) -> Result<()> {
     let parts = Parts {
         dir: room.dir.clone(),
         image: files.host_image.clone(),
+        fresh: files.fresh_image.clone(),
         kit: kit::make(&room.dir, files)?,
         keep: false,
     };

@@ -20,10 +20,23 @@ pub(crate) struct L1 {
     pub(crate) numa_nodes: u32,
     /// Whether the IOMMU remaps interrupts; without, no device may be given to a guest.
     pub(crate) interrupt_remapping: bool,
+    /// Whether there is an IOMMU: switched off in the firmware, it is not to be seen.
+    pub(crate) iommu: bool,
+    /// How it starts, and from what.
+    pub(crate) boot: Boot,
     /// What is plugged in.
     pub(crate) slots: Vec<Slot>,
     /// More words for the kernel's command line.
     pub(crate) kernel_args: Vec<&'static str>,
+}
+
+/// How a server starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Boot {
+    /// The lab's server, with everything that the agent needs: its kernel is handed to QEMU.
+    Direct,
+    /// A server before the product is installed: UEFI, its own GRUB, its own command line.
+    Fresh,
 }
 
 /// A slot and what is in it.
@@ -97,6 +110,8 @@ impl L1 {
             ram_mib: 5120,
             numa_nodes: 1,
             interrupt_remapping: true,
+            iommu: true,
+            boot: Boot::Direct,
             slots: Vec::new(),
             kernel_args: Vec::new(),
         }
@@ -127,6 +142,31 @@ impl L1 {
         let slots = vec![Slot::new(slot::A, &[Device::Hanging]), Slot::new(slot::B, &[Device::Display])];
         // The driver that hangs holds the kernel's list of framebuffers: the healthy GPU must not have one.
         Self { slots, kernel_args: vec!["modprobe.blacklist=bochs"], ..Self::plain() }
+    }
+
+    /// A server before the product is installed, with two GPUs.
+    pub(crate) fn fresh() -> Self {
+        let slots = vec![Slot::new(slot::A, &[Device::Display]), Slot::new(slot::B, &[Device::Display])];
+        Self { boot: Boot::Fresh, slots, ..Self::plain() }
+    }
+
+    /// The same without a GPU.
+    pub(crate) fn fresh_without_gpu() -> Self {
+        Self { slots: Vec::new(), ..Self::fresh() }
+    }
+
+    /// The same with the IOMMU switched off in the firmware.
+    pub(crate) fn fresh_without_iommu() -> Self {
+        Self { iommu: false, ..Self::fresh() }
+    }
+
+    /// The same with its only GPU in a group with a foreign device.
+    pub(crate) fn fresh_shared_group() -> Self {
+        let shared = Slot {
+            wiring: Wiring::SharedBridge,
+            ..Slot::new(slot::SHARED, &[Device::Display, Device::Foreign])
+        };
+        Self { slots: vec![shared], ..Self::fresh() }
     }
 
     /// Two sockets with a GPU each.
@@ -162,8 +202,10 @@ impl L1 {
         // SVM in emulation is what nested KVM runs on.
         add("-cpu", "max,+svm".to_owned());
         add("-m", format!("{}M", self.ram_mib));
-        let remapping = if self.interrupt_remapping { "on" } else { "off" };
-        add("-device", format!("intel-iommu,intremap={remapping},caching-mode=on"));
+        if self.iommu {
+            let remapping = if self.interrupt_remapping { "on" } else { "off" };
+            add("-device", format!("intel-iommu,intremap={remapping},caching-mode=on"));
+        }
         if self.numa_nodes > 1 {
             for node in 0..self.numa_nodes {
                 let size = self.ram_mib / self.numa_nodes;

@@ -25,10 +25,16 @@ pub(crate) const IMAGE: &[&str] = &[
 
 /// What the lab runs outside its server.
 pub(crate) const LAB: &[&str] =
-    &["qemu-system-x86", "qemu-utils", "e2fsprogs", "openssh-client", "util-linux"];
+    &["qemu-system-x86", "qemu-utils", "ovmf", "e2fsprogs", "openssh-client", "util-linux"];
+
+/// What makes and judges a release.
+pub(crate) const DIST: &[&str] = &["binutils", "gzip", "lintian", "openssl", "shellcheck"];
+
+/// What makes the trees that a release is tried in.
+pub(crate) const PROVE: &[&str] = &["mmdebstrap", "debian-archive-keyring"];
 
 /// What only the tests run.
-pub(crate) const TESTS: &[&str] = &["xorriso"];
+pub(crate) const TESTS: &[&str] = &["xorriso", "shellcheck"];
 
 /// Makes sure that every package of `sets` is installed.
 pub(crate) fn ensure(sets: &[&[&str]]) -> Result<()> {

@@ -13,7 +13,7 @@ use clap::Args;
 
 use crate::cargo::{self, cargo};
 use crate::tool;
-use crate::{deps, frp, image};
+use crate::{deps, dist, frp, image};
 
 /// RAM that the server and QEMU around it take.
 const NEEDED_MIB: u64 = 7 * 1024;
@@ -71,13 +71,17 @@ pub(crate) fn command(wish: &Lab) -> Result<Command> {
         command.arg("--list");
         return Ok(command);
     }
-    command.arg("--agent").arg(cargo::build_agent(true)?);
+    let agent = cargo::build_agent(true)?;
+    command.arg("--outside").arg(built("qudata-lab-outside")?);
+    command.arg("--agent").arg(&agent);
     command.arg("--probe").arg(built("qudata-lab-probe")?);
     command.arg("--host-image").arg(image::ensure_host()?);
+    command.arg("--fresh-image").arg(image::ensure_fresh()?);
     command.arg("--guest-image").arg(image::ensure()?.guest);
     command.arg("--packaging").arg(cargo::root().join("packaging"));
     if let Some(frp) = frp::search()?.found() {
         command.arg("--frp").arg(&frp.frps).arg(&frp.frpc);
+        command.arg("--dist").arg(dist::for_lab(agent)?);
     }
     command.arg("--logs").arg(cargo::target_directory()?.join("lab"));
     for (wanted, flag) in [(wish.shell, "--shell"), (wish.keep, "--keep"), (wish.brief, "--brief")] {

@@ -1,8 +1,9 @@
-//! The project's own commands: `cargo xtask image|frp|check|test|demo|lab|bench`. Nothing here is shipped.
+//! The project's own commands: `cargo xtask image|frp|check|test|demo|lab|bench|dist`. Nothing here is shipped.
 mod cargo;
 mod check;
 mod demo;
 mod deps;
+mod dist;
 mod frp;
 mod image;
 mod lab;
@@ -43,6 +44,8 @@ enum Task {
     Frp,
     /// Run the scenarios that need a GPU server, in a virtual one; the sum is the last line.
     Lab(lab::Lab),
+    /// Make a release: Debian package, checksums, signature, install script; its folder is the last line on stdout.
+    Dist(dist::Dist),
     /// Measure, beside the reference; arguments go to the benchmarks.
     Bench {
         /// What the benchmarks understand.
@@ -78,6 +81,7 @@ fn run(task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Lab(wish) => lab::run(&wish).map(code),
+        Task::Dist(wish) => dist::run(&wish),
         Task::Bench { arguments } => {
             deps::ensure(&[deps::PRODUCT])?;
             let mut bench = test::product(&cargo::build_agent(true)?, None)?;

@@ -3,10 +3,12 @@
 //! A scenario starts the agent with the settings it needs, takes a baseline, tells a story, and ends with the same server
 //! it was given: the leak check is its last step.
 mod agent_life;
+mod binding;
 mod boot;
 mod fault;
 mod gpu;
 mod hostile;
+mod install;
 mod pinning;
 mod plain;
 mod reset;
@@ -169,6 +171,13 @@ pub(crate) const ALL: &[Scenario] = &[
         run: strike::delete,
     },
     Scenario {
+        name: "gpu_binding",
+        about: "what it takes to bring a GPU to vfio-pci, beside the bare writes",
+        long: true,
+        shape: L1::gpus,
+        run: binding::run,
+    },
+    Scenario {
         name: "gpu_pinning",
         about: "what VFIO takes to pin the RAM: huge pages against cold pages of 4 KiB",
         long: true,
@@ -223,5 +232,61 @@ pub(crate) const ALL: &[Scenario] = &[
         long: true,
         shape: L1::two_nodes,
         run: boot::nodes,
+    },
+    Scenario {
+        name: "install_fresh",
+        about: "one line on a fresh server whose IOMMU is off: it restarts, continues, tests itself, rents; and back",
+        long: true,
+        shape: L1::fresh,
+        run: install::fresh,
+    },
+    Scenario {
+        name: "install_power_cuts",
+        about: "the power fails in every step of the installation; the same line finishes it",
+        long: true,
+        shape: L1::fresh,
+        run: install::power_cuts,
+    },
+    Scenario {
+        name: "install_owners_own",
+        about: "an owner's own boot parameters and VFIO settings are kept",
+        long: true,
+        shape: L1::fresh,
+        run: install::owners_own,
+    },
+    Scenario {
+        name: "install_refusals",
+        about: "a damaged release, a wrong key, a full disk: each its own sentence, nothing half-done",
+        long: true,
+        shape: L1::fresh,
+        run: install::refusals,
+    },
+    Scenario {
+        name: "install_upgrade",
+        about: "a new package under a running instance",
+        long: true,
+        shape: L1::fresh,
+        run: install::upgrade,
+    },
+    Scenario {
+        name: "install_no_gpu",
+        about: "a server without a GPU is refused",
+        long: true,
+        shape: L1::fresh_without_gpu,
+        run: install::no_gpu,
+    },
+    Scenario {
+        name: "install_no_iommu",
+        about: "a server whose firmware has the IOMMU off is refused",
+        long: true,
+        shape: L1::fresh_without_iommu,
+        run: install::no_iommu,
+    },
+    Scenario {
+        name: "install_shared_group",
+        about: "a server whose GPU shares its group is refused",
+        long: true,
+        shape: L1::fresh_shared_group,
+        run: install::shared_group,
     },
 ];

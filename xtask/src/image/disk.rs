@@ -21,14 +21,25 @@ const ROOT_START_MIB: u64 = ESP_START_MIB + ESP_MIB;
 /// Room for the guest's first steps even when nobody enlarges the disk.
 const SLACK_MIB: u64 = 512;
 
+/// What the two configurations need, that of `update-grub` among them.
+const MODULES: &str = "part_gpt ext2 search search_label search_fs_uuid linux normal configfile test echo loadenv gzio \
+                       serial terminal regexp all_video";
+
 /// Turns `<build>/root` into `<build>/<stem>.qcow2` and the files for direct boot beside it.
 pub(super) fn build(build: &Path, stem: &str) -> Result<()> {
-    let disk = build.join("disk.raw");
     let root_mib = root_size_mib(build)?;
+    lay_out(build, stem, root_mib, &recipe::grub_config())?;
+    boot_files(build, stem)
+}
+
+/// Turns `<build>/root` into `<build>/<stem>.qcow2`, with a root partition of this size and this configuration in the boot
+/// loader.
+pub(super) fn lay_out(build: &Path, stem: &str, root_mib: u64, grub_config: &str) -> Result<()> {
+    let disk = build.join("disk.raw");
     let total = (ROOT_START_MIB + root_mib + 1) * MIB;
     File::create(&disk).and_then(|file| file.set_len(total)).context("cannot create the raw disk")?;
     partition(build, root_mib)?;
-    esp(build)?;
+    esp(build, grub_config)?;
     root(build, root_mib)?;
     let qcow2 = format!("{stem}.qcow2");
     tool::run(
@@ -36,8 +47,7 @@ pub(super) fn build(build: &Path, stem: &str) -> Result<()> {
             .current_dir(build)
             .args(["convert", "-f", "raw", "-O", "qcow2", "disk.raw", &qcow2]),
     )?;
-    fs::remove_file(&disk).context("cannot remove the raw disk")?;
-    boot_files(build, stem)
+    fs::remove_file(&disk).context("cannot remove the raw disk")
 }
 
 fn root_size_mib(build: &Path) -> Result<u64> {
@@ -69,13 +79,13 @@ fn partition(build: &Path, root_mib: u64) -> Result<()> {
     Ok(())
 }
 
-fn esp(build: &Path) -> Result<()> {
-    fs::write(build.join("grub.cfg"), recipe::grub_config()).context("cannot write grub.cfg")?;
+fn esp(build: &Path, grub_config: &str) -> Result<()> {
+    fs::write(build.join("grub.cfg"), grub_config).context("cannot write grub.cfg")?;
     tool::run(Command::new("grub-mkstandalone").current_dir(build).args([
         "--format=x86_64-efi",
         "--output=boot.efi",
-        "--modules=part_gpt ext2 search search_label linux normal",
-        "--install-modules=part_gpt ext2 search search_label linux normal",
+        &format!("--modules={MODULES}"),
+        &format!("--install-modules={MODULES}"),
         "--locales=",
         "--fonts=",
         "--themes=",

@@ -6,9 +6,11 @@
 //! <cache>/images/.build-<hash>-<pid>/     work in progress; left by a crash, removed by the next builder
 //! <cache>/images/<hash>/guest.qcow2       published by rename, with .vmlinuz .initrd .cmdline and blank.qcow2 beside it
 //! <cache>/images/<hash>/host.qcow2        the same for the lab's server, with .vmlinuz .initrd beside it
+//! <cache>/images/<hash>/fresh.qcow2       a server before the product is installed; boots by UEFI and its own GRUB
 //! ```
 pub(crate) mod cache;
 mod disk;
+mod fresh;
 mod host;
 mod recipe;
 mod rootfs;
@@ -58,6 +60,17 @@ pub(crate) fn ensure_host() -> Result<PathBuf> {
         lay_out: host::build,
     })?;
     Ok(home.join("host.qcow2"))
+}
+
+/// The disk of a server before the product is installed.
+pub(crate) fn ensure_fresh() -> Result<PathBuf> {
+    let home = built(&Build {
+        name: "image of a fresh server",
+        recipe: &recipe::FRESH,
+        results: &["fresh.qcow2"],
+        lay_out: fresh::build,
+    })?;
+    Ok(home.join("fresh.qcow2"))
 }
 
 /// One kind of image.

@@ -20,6 +20,16 @@ pub(super) const GUEST: Recipe = Recipe {
     code: &[include_str!("guest/grub.cfg"), CMDLINE, include_str!("rootfs.rs"), include_str!("disk.rs")],
 };
 
+/// A server as its owner has it before the product is installed.
+pub(super) const FRESH: Recipe = Recipe {
+    packages: FRESH_PACKAGES,
+    files: FRESH_FILES,
+    code: &[FRESH_GRUB, include_str!("rootfs.rs"), include_str!("disk.rs"), include_str!("fresh.rs")],
+};
+
+/// What the boot loader of [`FRESH`] does first: find the configuration that the server itself generates.
+pub(super) const FRESH_GRUB: &str = include_str!("fresh/grub.cfg");
+
 /// The lab's GPU server.
 pub(super) const HOST: Recipe = Recipe {
     packages: HOST_PACKAGES,
@@ -74,6 +84,30 @@ const HOST_PACKAGES: &[&str] = &[
     "ca-certificates",
     "e2fsprogs",
     "lz4",
+];
+
+/// What a server has after the distribution's installer, with its SSH server.
+const FRESH_PACKAGES: &[&str] = &[
+    "linux-image-amd64",
+    "initramfs-tools",
+    "grub-efi-amd64-bin",
+    "grub2-common",
+    "systemd-sysv",
+    "systemd-timesyncd",
+    "libpam-systemd",
+    "udev",
+    "dbus",
+    "kmod",
+    "openssh-server",
+    "sudo",
+    "curl",
+    "ca-certificates",
+    "iproute2",
+    "procps",
+    "pciutils",
+    "netbase",
+    "e2fsprogs",
+    "zstd",
 ];
 
 /// Kernel command line of both ways to boot.
@@ -143,6 +177,23 @@ const HOST_FILES: &[GuestFile] = &[
     GuestFile { path: "var/tmp/finish.sh", mode: 0o755, content: include_str!("host/finish.sh") },
 ];
 
+const FRESH_FILES: &[GuestFile] = &[
+    GuestFile { path: "etc/default/grub", mode: 0o644, content: include_str!("fresh/default-grub") },
+    GuestFile { path: "etc/fstab", mode: 0o644, content: include_str!("host/fstab") },
+    GuestFile {
+        path: "etc/systemd/network/10-lab.network",
+        mode: 0o644,
+        content: include_str!("host/lab.network"),
+    },
+    GuestFile {
+        path: "etc/ssh/sshd_config.d/10-lab.conf",
+        mode: 0o644,
+        content: include_str!("host/sshd.conf"),
+    },
+    GuestFile { path: "var/tmp/finish.sh", mode: 0o755, content: include_str!("fresh/finish.sh") },
+    GuestFile { path: "var/tmp/first-boot.sh", mode: 0o755, content: include_str!("fresh/first-boot.sh") },
+];
+
 /// Documentation and translations nobody reads in a rented machine; licences stay.
 pub(super) const LEFT_OUT: &[&str] = &[
     "path-exclude=/usr/share/man/*",
@@ -194,7 +245,7 @@ mod tests {
 
     #[test]
     fn no_file_of_an_image_sets_a_password() {
-        for file in FILES.iter().chain(HOST_FILES) {
+        for file in FILES.iter().chain(HOST_FILES).chain(FRESH_FILES) {
             assert!(!file.content.contains("chpasswd"), "{}", file.path);
         }
     }
