@@ -6,8 +6,9 @@
 #   sudo bash install.sh --from qudata-agent_VERSION_amd64.deb [--unsigned] ak-KEY [options of `qudata-agent install`]
 #
 # --from takes SHA256SUMS and SHA256SUMS.sig from beside the package; --unsigned does without them. QUDATA_RELEASE_URL
-# names another place to fetch from (https, file, or http on this machine). QUDATA_API_KEY or --api-key-file FILE give the
-# key without showing it to other users of this server, who can read the words of every command while it runs.
+# names another place to fetch from (https, file, or http on this machine).
+# A key among the words of a command is seen by every user of this server while it runs, and kept by sudo's log and the
+# shell's history. --api-key-file FILE shows it to nobody; nor does QUDATA_API_KEY, exported in a root shell.
 # The braces make bash read all of this before it does any of it: half a download does nothing.
 {
 set -euo pipefail

@@ -34,8 +34,8 @@ pub(crate) struct Parts {
     pub(crate) dir: PathBuf,
     /// Disk image of the lab's server, with `.vmlinuz` and `.initrd` beside it.
     pub(crate) image: PathBuf,
-    /// Disk image of a fresh server.
-    pub(crate) fresh: PathBuf,
+    /// Disk image of a fresh server, where scenarios need one.
+    pub(crate) fresh: Option<PathBuf>,
     /// The disk with what the run brings.
     pub(crate) kit: PathBuf,
     /// Whether the server outlives the lab.
@@ -183,7 +183,7 @@ fn overlay(shape: &L1, parts: &Parts) -> Result<()> {
             // Where the firmware remembers what it boots.
             std::fs::copy(VARIABLES, parts.dir.join("vars.fd"))
                 .with_context(|| format!("cannot copy {VARIABLES}"))?;
-            create.arg(&parts.fresh)
+            create.arg(parts.fresh.as_ref().context("there is no image of a fresh server")?)
         }
     };
     create.arg(parts.dir.join("disk.qcow2"));

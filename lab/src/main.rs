@@ -40,9 +40,9 @@ pub(crate) struct Files {
     /// Disk of the server, with .vmlinuz and .initrd beside it
     #[arg(long)]
     host_image: PathBuf,
-    /// Disk of a fresh server
+    /// Disk of a fresh server; for the scenarios of an installation
     #[arg(long)]
-    fresh_image: PathBuf,
+    fresh_image: Option<PathBuf>,
     /// Disk of the guests, with .vmlinuz, .initrd and .cmdline beside it
     #[arg(long)]
     guest_image: PathBuf,

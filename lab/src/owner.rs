@@ -29,7 +29,9 @@ pub(crate) fn prepare(machine: &Machine) -> Result<()> {
     );
     let script = format!(
         "set -e; [ -d /lab/dist ] || {{ echo 'there is no release: it needs frp, see cargo xtask frp' >&2; exit 1; }}; mkdir -p {DIST}; cp /lab/dist/* {DIST}/; printf '{unit}' >/etc/systemd/system/lab-outside.service; \
-         systemctl daemon-reload; systemctl enable --quiet --now lab-outside; apt-get -qq update; \
+         install -d -m 700 /root/.ssh; install -m 600 /lab/tenant /root/.ssh/id_ed25519; \
+         install -m 644 /lab/tenant.pub /root/.ssh/id_ed25519.pub; systemctl daemon-reload; \
+         systemctl enable --quiet --now lab-outside; apt-get -qq update; \
          for i in $(seq 50); do curl -fs http://{RELEASE}/SHA256SUMS >/dev/null && exit 0; sleep 0.2; done; exit 1"
     );
     machine.remote.must(&script, LOOK).context("preparing the server")?;
@@ -38,9 +40,11 @@ pub(crate) fn prepare(machine: &Machine) -> Result<()> {
 
 /// The line an owner types, with these words behind it.
 pub(crate) fn line(key: &str, words: &str) -> String {
+    // A story may name another one.
+    let image = if words.contains("--image") { "" } else { "--image /lab/images/quick.qcow2" };
     format!(
         "curl -fsSL http://{RELEASE}/install.sh | QUDATA_RELEASE_URL=http://{RELEASE} bash -s -- {key} \
-         --service-url http://{SERVICE}/v0 --image /lab/images/quick.qcow2 --set tunnel=none --set firmware=direct \
+         --service-url http://{SERVICE}/v0 {image} --set tunnel=none --set firmware=direct \
          --set ready_timeout=900 {words}"
     )
 }

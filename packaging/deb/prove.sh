@@ -79,6 +79,15 @@ purge
 kill "$tenant"
 there /var/lib/qudata/instances/one/disk.qcow2 'a purge under a running machine'
 
+# Purge with a yes, while what the installation changed is not taken back: all stays.
+yes
+install
+mkdir -p /var/lib/qudata/setup
+echo '{}' >/var/lib/qudata/setup/manifest.json
+purge
+there /var/lib/qudata/instances/one/disk.qcow2 'a purge before an uninstall'
+rm -r /var/lib/qudata/setup
+
 # Purge with a yes, and nobody there.
 yes
 install

@@ -34,7 +34,8 @@ pub(crate) const DIST: &[&str] = &["binutils", "gzip", "lintian", "openssl", "sh
 pub(crate) const PROVE: &[&str] = &["mmdebstrap", "debian-archive-keyring"];
 
 /// What only the tests run.
-pub(crate) const TESTS: &[&str] = &["xorriso", "shellcheck"];
+pub(crate) const TESTS: &[&str] =
+    &["xorriso", "shellcheck", "gpg", "gpg-agent", "gpgv", "curl", "e2fsprogs", "fdisk"];
 
 /// Makes sure that every package of `sets` is installed.
 pub(crate) fn ensure(sets: &[&[&str]]) -> Result<()> {

@@ -76,12 +76,18 @@ pub(crate) fn command(wish: &Lab) -> Result<Command> {
     command.arg("--agent").arg(&agent);
     command.arg("--probe").arg(built("qudata-lab-probe")?);
     command.arg("--host-image").arg(image::ensure_host()?);
-    command.arg("--fresh-image").arg(image::ensure_fresh()?);
+    // Made only where a scenario may ask for them.
+    let installs = !wish.brief || !wish.names.is_empty();
+    if installs {
+        command.arg("--fresh-image").arg(image::ensure_fresh()?);
+    }
     command.arg("--guest-image").arg(image::ensure()?.guest);
     command.arg("--packaging").arg(cargo::root().join("packaging"));
     if let Some(frp) = frp::search()?.found() {
         command.arg("--frp").arg(&frp.frps).arg(&frp.frpc);
-        command.arg("--dist").arg(dist::for_lab(agent)?);
+        if installs {
+            command.arg("--dist").arg(dist::for_lab(agent)?);
+        }
     }
     command.arg("--logs").arg(cargo::target_directory()?.join("lab"));
     for (wanted, flag) in [(wish.shell, "--shell"), (wish.keep, "--keep"), (wish.brief, "--brief")] {

@@ -17,7 +17,7 @@ use crate::{
     lock::{Lock, LockError},
     obtain::PART,
     record::{ImageId, ImageRecord},
-    uses::DiskUse,
+    uses::{DiskUse, in_use},
 };
 
 /// The link to the current image; the default of the agent's `base_image`.
@@ -122,14 +122,29 @@ pub enum StoreError {
         /// Their ids.
         instances: Vec<String>,
     },
-    /// A file of the owner's has the link's name.
+    /// They have no disk that could tell.
     #[error(
-        "{} is a file that was put there by hand, and disks of instances may lie over it: it is left alone. Delete its \
-         instances, then move it away; or keep it and leave images to yourself",
+        "it cannot be told whether image {id} is used by {}: their disks are not made yet. Wait until they are up, or delete \
+         the instances, then do it again",
+        instances.join(", ")
+    )]
+    Undecided {
+        /// The image.
+        id: ImageId,
+        /// Their ids.
+        instances: Vec<String>,
+    },
+    /// The instances' disks cannot be read.
+    #[error("cannot tell which images are in use")]
+    Uses(#[source] io::Error),
+    /// A file or a link of the owner's has the link's name.
+    #[error(
+        "{} was put there by hand, and disks of instances may lie over it: it is left alone. Delete its instances, then \
+         move it away; or keep it and leave images to yourself",
         path.display()
     )]
     InTheWay {
-        /// The file.
+        /// The file or link.
         path: PathBuf,
     },
 }
@@ -259,27 +274,52 @@ impl Store {
     pub fn users(&self, id: &ImageId, uses: &[DiskUse]) -> Vec<String> {
         let disk = self.disk(id);
         let same = |path: &Path| path == disk || fs::canonicalize(path).is_ok_and(|real| real == disk);
-        uses.iter().filter(|u| same(&u.backing)).map(|u| u.instance.clone()).collect()
+        let over = |u: &&DiskUse| u.backing.as_deref().is_some_and(same);
+        uses.iter().filter(over).map(|u| u.instance.clone()).collect()
     }
 
-    /// Removes an image that nothing needs.
+    /// Whether nothing needs an image at this moment. `instances` is the folder of the instances' folders.
     ///
     /// # Errors
-    /// When it is the current one, when disks lie over it, or when it cannot be removed.
-    pub fn remove(&self, id: &ImageId, uses: &[DiskUse]) -> Result<(), StoreError> {
+    /// When there is none, when it is the current one, or when disks lie over it or may come to.
+    pub fn check_unused(&self, id: &ImageId, instances: &Path) -> Result<(), StoreError> {
+        if !self.dir.join(id.to_string()).is_dir() {
+            return Err(StoreError::NoSuchImage { id: id.clone() });
+        }
+        if self.current()?.as_ref() == Some(id) {
+            return Err(StoreError::Current { id: id.clone() });
+        }
+        let uses = in_use(instances).map_err(StoreError::Uses)?;
+        let users = self.users(id, &uses);
+        if !users.is_empty() {
+            return Err(StoreError::InUse { id: id.clone(), instances: users });
+        }
+        let undecided: Vec<_> =
+            uses.into_iter().filter(|u| u.backing.is_none()).map(|u| u.instance).collect();
+        if !undecided.is_empty() {
+            return Err(StoreError::Undecided { id: id.clone(), instances: undecided });
+        }
+        Ok(())
+    }
+
+    /// Removes an image that nothing needs. `instances` is the folder of the instances' folders.
+    ///
+    /// # Errors
+    /// When it is the current one, when disks lie over it or may come to, or when it cannot be removed.
+    pub fn remove(&self, id: &ImageId, instances: &Path) -> Result<(), StoreError> {
         let _lock = Lock::take(&self.dir).map_err(StoreError::Lock)?;
-        self.take_away(id, uses)
+        self.take_away(id, instances)
     }
 
     /// Removes every image that is neither current nor used, and tells which.
     ///
     /// # Errors
-    /// At the first that cannot be removed.
-    pub fn prune(&self, uses: &[DiskUse]) -> Result<Vec<ImageId>, StoreError> {
+    /// At the first that cannot be removed, or of which nobody can tell whether it is used.
+    pub fn prune(&self, instances: &Path) -> Result<Vec<ImageId>, StoreError> {
         let _lock = Lock::take(&self.dir).map_err(StoreError::Lock)?;
         let mut removed = Vec::new();
         for record in self.list()?.images {
-            match self.take_away(&record.id, uses) {
+            match self.take_away(&record.id, instances) {
                 Ok(()) => removed.push(record.id),
                 Err(StoreError::Current { .. } | StoreError::InUse { .. }) => {}
                 Err(error) => return Err(error),
@@ -288,18 +328,10 @@ impl Store {
         Ok(removed)
     }
 
-    fn take_away(&self, id: &ImageId, uses: &[DiskUse]) -> Result<(), StoreError> {
+    /// Only under the lock: what is current, and what new disks are made over, stays what was looked at.
+    fn take_away(&self, id: &ImageId, instances: &Path) -> Result<(), StoreError> {
+        self.check_unused(id, instances)?;
         let folder = self.dir.join(id.to_string());
-        if !folder.is_dir() {
-            return Err(StoreError::NoSuchImage { id: id.clone() });
-        }
-        if self.current()?.as_ref() == Some(id) {
-            return Err(StoreError::Current { id: id.clone() });
-        }
-        let instances = self.users(id, uses);
-        if !instances.is_empty() {
-            return Err(StoreError::InUse { id: id.clone(), instances });
-        }
         // Gone in one step; what a power cut leaves of the rest is swept by the next build.
         let gone = self.dir.join(format!("{WORK}removed-{id}"));
         durable::remove_tree(&gone).map_err(StoreError::Durable)?;
@@ -308,13 +340,16 @@ impl Store {
         durable::remove_tree(&gone).map(drop).map_err(StoreError::Durable)
     }
 
-    /// Refuses to replace a file of the owner's by the link.
+    /// Refuses to replace a file or a link of the owner's by the link. Disks that earlier agents made lie over the name
+    /// itself: what it leads to must stay.
     pub(crate) fn check_link(&self) -> Result<(), StoreError> {
         let path = self.dir.join(CURRENT);
-        match fs::symlink_metadata(&path) {
-            Ok(found) if !found.is_symlink() => Err(StoreError::InTheWay { path }),
-            Ok(_) => Ok(()),
+        match fs::read_link(&path) {
+            Ok(target) if is_ours(&target) => Ok(()),
+            Ok(_) => Err(StoreError::InTheWay { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            // EINVAL: no link.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Err(StoreError::InTheWay { path }),
             Err(error) => Err(read(&path)(error)),
         }
     }
@@ -379,6 +414,12 @@ impl Store {
         fs::rename(&link, self.dir.join(CURRENT)).map_err(read(&link))?;
         durable::sync_dir(&self.dir).map_err(StoreError::Durable)
     }
+}
+
+/// Whether a link is one that `publish` makes, to the letter.
+fn is_ours(target: &Path) -> bool {
+    let name = target.to_str().and_then(|target| target.strip_suffix(DISK)?.strip_suffix('/'));
+    name.is_some_and(|name| name.parse::<ImageId>().is_ok())
 }
 
 fn read(path: &Path) -> impl FnOnce(io::Error) -> StoreError {

@@ -4,6 +4,7 @@
 //! Every step looks first and does what is missing, so that a run that was cut off anywhere is finished by the next one,
 //! and a run on a finished host changes nothing.
 
+mod leftovers;
 mod reboot;
 mod running;
 

@@ -196,6 +196,19 @@ impl<'a> Ledger<'a> {
         self.files.write(path, &bytes, backup.look)
     }
 
+    /// Puts a copy where the end of the list does not end it; where.
+    fn outlive(&self, backup: &Backup) -> Result<String, SetupError> {
+        let kept = format!("{}/{}", places::BACKUP, backup.name);
+        let Some(bytes) = self.files.read(&kept)? else { return Ok(kept) };
+        let time: String = self.manifest.since.chars().filter(char::is_ascii_digit).take(14).collect();
+        let dir = format!("/var/backups/qudata-{time}");
+        self.files.make_dir("/var/backups", 0o755)?;
+        self.files.make_dir(&dir, 0o700)?;
+        let place = format!("{dir}/{}", backup.name);
+        self.files.write(&place, &bytes, self.files.mine(0o600))?;
+        Ok(place)
+    }
+
     /// Takes one file back.
     ///
     /// # Errors
@@ -235,6 +248,7 @@ impl<'a> Ledger<'a> {
         let kept = format!("{}/{}", places::BACKUP, backup.name);
         if !ours {
             let what = if found.is_some() { "changed" } else { "removed" };
+            let kept = self.outlive(backup)?;
             let text = format!(
                 "{path} was {what} by somebody else since: it is left so; as it was it lies in {kept}"
             );

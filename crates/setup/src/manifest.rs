@@ -73,6 +73,9 @@ pub enum Entry {
         before: Vec<String>,
         /// Came with it.
         added: Vec<String>,
+        /// What apt said that it would install, over all attempts. Anything else came by somebody else.
+        #[serde(default)]
+        named: Vec<String>,
         /// apt came to its end.
         done: bool,
     },
@@ -83,7 +86,7 @@ pub enum Entry {
     },
     /// Groups that came with the packages.
     Groups {
-        /// They; none as long as apt has not come to its end.
+        /// They; none while apt works, and after an attempt that was cut off.
         added: Vec<String>,
         /// The files of groups as they were, with the copies that their tools keep beside them.
         before: Vec<(String, Option<Backup>)>,
@@ -140,7 +143,7 @@ impl Manifest {
     #[must_use]
     pub fn packages(&self) -> Option<(&[String], &[String], bool)> {
         self.entries.iter().find_map(|entry| match entry {
-            Entry::Packages { before, added, done } => Some((before.as_slice(), added.as_slice(), *done)),
+            Entry::Packages { before, added, done, .. } => Some((before.as_slice(), added.as_slice(), *done)),
             Entry::Folder { .. }
             | Entry::File { .. }
             | Entry::Generated { .. }

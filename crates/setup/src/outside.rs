@@ -8,6 +8,9 @@ use secrecy::SecretString;
 
 use crate::{error::SetupError, progress::Event, wish::Wish};
 
+/// Where units of VMs that run have their folders.
+const VM_UNITS: &str = "/sys/fs/cgroup/qudata.slice";
+
 /// An instance on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant {
@@ -50,6 +53,15 @@ impl fmt::Display for Tick {
     }
 }
 
+/// What a self-test that passed came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tried {
+    /// One line for each thing that was seen.
+    pub seen: Vec<String>,
+    /// The GPUs that were really tried: one that somebody rented meanwhile is not.
+    pub gpus: Vec<PciAddress>,
+}
+
 /// A part that was called did not do its work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartFailure {
@@ -76,11 +88,11 @@ pub trait Outside: fmt::Debug {
     /// With a sentence.
     fn agent_works(&self, registered: bool) -> Result<Vec<String>, String>;
 
-    /// Tries a VM with each of these GPUs, or one without; one line for each thing that was seen.
+    /// Tries a VM with each of these GPUs, or one without.
     ///
     /// # Errors
     /// With a sentence.
-    fn selftest(&self, gpus: &[PciAddress]) -> Result<Vec<String>, String>;
+    fn selftest(&self, gpus: &[PciAddress]) -> Result<Tried, String>;
 
     /// Builds a base image; its id.
     ///
@@ -118,17 +130,28 @@ pub struct Means<'a> {
 }
 
 impl Means<'_> {
-    /// The instances, as the agent tells; when it does not run, those whose folders are there.
+    /// The instances: what the agent tells, and besides every folder and every running VM. An agent whose records are damaged
+    /// answers that it has none.
     ///
     /// # Errors
-    /// When the folders cannot be listed.
+    /// When the folders or units cannot be listed.
     pub fn tenants(&self, data_dir: &str) -> Result<Vec<Tenant>, SetupError> {
-        if let Some(tenants) = self.outside.tenants() {
-            return Ok(tenants);
-        }
-        let names = self.files.names(&format!("{data_dir}/instances"))?;
+        let told = self.outside.tenants();
+        let name = if told.is_some() { "the agent does not know it" } else { "the agent does not run" };
+        let mut tenants = told.unwrap_or_default();
+        let folders = self.files.names(&format!("{data_dir}/instances"))?;
         // A folder that teardown has taken away is none any more.
-        let ids = names.into_iter().filter(|name| !name.contains('.'));
-        Ok(ids.map(|id| Tenant { name: "the agent does not run".into(), id, gpus: Vec::new() }).collect())
+        let folders = folders.into_iter().filter(|name| !name.contains('.'));
+        let units = self.files.names(VM_UNITS)?;
+        let units = units.iter().filter_map(|unit| {
+            let rest = unit.strip_prefix("qudata-vm-")?.strip_suffix("-qemu.service")?;
+            rest.rsplit_once('-').map(|(id, _)| id.to_owned())
+        });
+        for id in folders.chain(units) {
+            if !tenants.iter().any(|tenant| tenant.id == id) {
+                tenants.push(Tenant { id, name: name.into(), gpus: Vec::new() });
+            }
+        }
+        Ok(tenants)
     }
 }

@@ -103,7 +103,12 @@ pub fn install(
         None => list(means)?,
     };
     if ledger.manifest.packages().is_none() {
-        ledger.note(Entry::Packages { before: before.clone(), added: Vec::new(), done: false })?;
+        ledger.note(Entry::Packages {
+            before: before.clone(),
+            added: Vec::new(),
+            named: Vec::new(),
+            done: false,
+        })?;
     }
     let configure = order("dpkg").args(["--configure", "-a"]).within(DEADLINE);
     // What it cannot finish needs to be unpacked again, which the installation does.
@@ -116,41 +121,86 @@ pub fn install(
         words.push(file.to_owned());
         words.extend(recommended(means, file)?);
     }
-    let first = apt_install(means, &words, tick)?;
+    let first = attempt(means, ledger, &words, tick)?;
     if !first.1.ok() {
         // Lists that are too old name files that the mirrors have no more.
         update(means, tick)?;
-        let (order, answer) = apt_install(means, &words, tick)?;
+        let (order, answer) = attempt(means, ledger, &words, tick)?;
         if !answer.ok() {
             return Err(refused_by_apt(&order, &answer));
         }
     }
-    let known: BTreeSet<&String> = before.iter().collect();
-    let now: Vec<String> = list(means)?.into_iter().filter(|name| !known.contains(name)).collect();
+    let now = list(means)?;
     for entry in &mut ledger.manifest.entries {
-        if let Entry::Packages { added, done, .. } = entry {
-            added.clone_from(&now);
+        if let Entry::Packages { added, named, done, .. } = entry {
+            *added = came(&now, &before, named);
             *done = true;
         }
     }
     ledger.save()
 }
 
-/// Notes which groups came with the packages, once: later ones are somebody else's.
+/// Of the packages that are there `now`, those that apt was to install and that were not there `before`.
+#[must_use]
+pub fn came(now: &[String], before: &[String], named: &[String]) -> Vec<String> {
+    let named: BTreeSet<&str> = named.iter().map(|name| native(name)).collect();
+    let known: BTreeSet<&String> = before.iter().collect();
+    let ours = now.iter().filter(|name| !known.contains(name) && named.contains(native(name)));
+    ours.cloned().collect()
+}
+
+/// dpkg names the architecture of some packages where apt names only a foreign one.
+fn native(name: &str) -> &str {
+    name.strip_suffix(":amd64").unwrap_or(name)
+}
+
+/// One run of apt: what it is going to install is in the list before, and the groups that came are after.
+fn attempt(
+    means: Means<'_>,
+    ledger: &mut Ledger<'_>,
+    words: &[String],
+    tick: &mut dyn FnMut(Tick),
+) -> Result<(Order, Answer), SetupError> {
+    let asked = apt_order(true, words);
+    let answer = means.hands.run(&asked, &mut |_| {}).map_err(no_dpkg)?;
+    if !answer.ok() {
+        return Ok((asked, answer));
+    }
+    let inst = answer.out.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
+    for entry in &mut ledger.manifest.entries {
+        if let Entry::Packages { named, .. } = entry {
+            named.extend(inst.clone().map(str::to_owned));
+            named.sort();
+            named.dedup();
+        }
+    }
+    ledger.save()?;
+    let old = groups(means)?;
+    let result = apt_install(means, words, tick);
+    let new: Vec<String> = groups(means)?.into_iter().filter(|name| !old.contains(name)).collect();
+    for entry in &mut ledger.manifest.entries {
+        if let Entry::Groups { added, .. } = entry {
+            added.extend(new.iter().cloned());
+        }
+    }
+    ledger.save()?;
+    result
+}
+
+fn groups(means: Means<'_>) -> Result<Vec<String>, SetupError> {
+    let [list, ..] = places::GROUP_FILES;
+    let text = means.files.text(list)?.unwrap_or_default();
+    Ok(text.lines().filter_map(|line| line.split(':').next()).map(str::to_owned).collect())
+}
+
+/// After an attempt that was cut off nobody knows whose the new groups are, but the agent's.
 ///
 /// # Errors
 /// When the files of groups cannot be read, or the list not be written.
 pub fn note_groups(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<(), SetupError> {
     let [list, ..] = places::GROUP_FILES;
-    let names = |text: &str| -> Vec<String> {
-        text.lines().filter_map(|line| line.split(':').next()).map(str::to_owned).collect()
-    };
-    let now = names(&means.files.text(list)?.unwrap_or_default());
     for entry in &mut ledger.manifest.entries {
         let Entry::Groups { added, before } = entry else { continue };
-        if !added.is_empty() {
-            return Ok(());
-        }
         let backup = before.iter().find(|(path, _)| path == list).and_then(|(_, backup)| backup.as_ref());
         let old = match backup {
             Some(backup) => {
@@ -158,8 +208,10 @@ pub fn note_groups(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<(), Setu
             }
             None => String::new(),
         };
-        let old = names(&old);
-        *added = now.iter().filter(|name| !old.contains(name)).cloned().collect();
+        let there = old.lines().any(|line| line.split(':').next() == Some(places::GROUP));
+        if !there && !added.iter().any(|name| name == places::GROUP) {
+            added.push(places::GROUP.to_owned());
+        }
     }
     ledger.save()
 }
@@ -194,16 +246,22 @@ fn recommended(means: Means<'_>, file: &str) -> Result<Vec<String>, SetupError> 
     Ok(known)
 }
 
+/// The owner's packages are not in the way of ours: apt refuses rather than to remove one.
+fn apt_order(simulated: bool, words: &[String]) -> Order {
+    let options = ["install", "-y", "-f", "--no-remove", "--no-install-recommends", "-o", LOCK_WAIT];
+    // Without a terminal of its own, so that what dpkg says is heard.
+    let plain = ["-o", "Dpkg::Use-Pty=0", "-o", "Dpkg::Options::=--force-confdef"];
+    let keep = ["-o", "Dpkg::Options::=--force-confold"];
+    let order = order("apt-get").args(simulated.then_some("-s"));
+    order.args(options).args(plain).args(keep).args(words.iter().cloned())
+}
+
 fn apt_install(
     means: Means<'_>,
     words: &[String],
     tick: &mut dyn FnMut(Tick),
 ) -> Result<(Order, Answer), SetupError> {
-    let options = ["install", "-y", "-f", "--no-install-recommends", "-o", LOCK_WAIT];
-    // Without a terminal of its own, so that what dpkg says is heard.
-    let plain = ["-o", "Dpkg::Use-Pty=0", "-o", "Dpkg::Options::=--force-confdef"];
-    let keep = ["-o", "Dpkg::Options::=--force-confold"];
-    let shown = order("apt-get").args(options).args(plain).args(keep).args(words.iter().cloned());
+    let shown = apt_order(false, words);
     // The descriptor for its reports is closed in what dpkg starts: as its standard output it would be missed there.
     let run = order("sh")
         .args(["-c", "exec \"$0\" -o APT::Status-Fd=3 \"$@\" 3>&1", shown.program])
@@ -307,9 +365,26 @@ pub fn purge(means: Means<'_>, added: &[String], verb: &str) -> Result<Vec<Strin
             stay.join(", ")
         ));
     }
+    if verb == "purge" && going.iter().any(|name| name == places::PACKAGE) {
+        keep_data(means)?;
+    }
     let order = order("apt-get").args([verb, "-y", "-o", LOCK_WAIT]).args(going).within(DEADLINE);
     let answer = means.hands.run(&order, &mut |_| {}).map_err(no_dpkg)?;
     if answer.ok() { Ok(kept) } else { Err(refused_by_apt(&order, &answer).next("qudata-agent uninstall")) }
+}
+
+/// A yes that was preseeded for some other purge must not delete disks in ours. Without debconf nobody asks.
+fn keep_data(means: Means<'_>) -> Result<(), SetupError> {
+    let answer = format!("{0} {0}/remove_data boolean false\n", places::PACKAGE);
+    match must(means.hands, &order("debconf-set-selections").reads(answer.into())) {
+        Err(OrderError::Start { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.map(drop).map_err(|cause| {
+            let what = "debconf cannot be told to keep the data, so the package was not purged";
+            SetupError::new(Code::PackageFailed, what, "debconf says why.")
+                .next("qudata-agent uninstall")
+                .because(cause)
+        }),
+    }
 }
 
 /// Whether taking these away takes nothing else away.

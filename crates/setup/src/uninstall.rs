@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::{
     boot,
     error::{Code, SetupError},
-    hands::{must, order},
+    hands::{failed, must, order},
     install::{lock, not_root},
     ledger::{Ledger, Undone, checksum},
     manifest::{Backup, Entry, Manifest},
@@ -90,10 +90,12 @@ pub fn uninstall(means: Means<'_>, removal: Removal) -> Result<Left, SetupError>
         means.outside.delete(&tenant.id).map_err(|why| {
             let what = format!("instance {} ({}) cannot be deleted: {why}", tenant.id, tenant.name);
             let next = "systemctl start qudata-agent; qudata-agent instance list";
-            SetupError::new(Code::InstancesExist, what, "The agent has to run for that.").next(next)
+            let remedy = "The agent has to run and to know it for that.";
+            SetupError::new(Code::InstancesExist, what, remedy).next(next)
         })?;
     }
-    stop(means)?;
+    nobody_left(means, &data)?;
+    stop(means, &data)?;
     remove_rules(means)?;
     // An installation that was cut off has not come so far.
     packages::note_groups(means, &mut ledger)?;
@@ -103,6 +105,7 @@ pub fn uninstall(means: Means<'_>, removal: Removal) -> Result<Left, SetupError>
     }
     sweep(means)?;
     if removal.purge {
+        nobody_left(means, &data)?;
         means.files.remove_tree(&data)?;
         means.files.remove_tree("/var/log/qudata")?;
     } else {
@@ -162,22 +165,47 @@ fn consent(means: Means<'_>, removal: Removal, tenants: &[Tenant], data: &str) -
     }
 }
 
-/// The agent, and the tunnel client that outlives it. VMs are none any more; what else runs is not ours.
-fn stop(means: Means<'_>) -> Result<(), SetupError> {
-    let known = means.hands.run(&order("systemctl").args(["cat", places::AGENT_UNIT]), &mut |_| {});
-    if !known.is_ok_and(|answer| answer.ok()) {
+/// While the agent runs it takes orders: an instance may have come since the question, or be one that it does not know.
+fn nobody_left(means: Means<'_>, data: &str) -> Result<(), SetupError> {
+    let left = means.tenants(data)?;
+    if left.is_empty() {
         return Ok(());
     }
-    for words in [["disable", "--now", places::AGENT_UNIT], ["stop", "--", "qudata-vm-*-frpc.service"]] {
-        let order = order("systemctl").args(words).within(Duration::from_secs(120));
-        must(means.hands, &order).map_err(|cause| {
-            let what = "the agent cannot be stopped";
-            SetupError::new(Code::AgentFailed, what, "systemd says why.")
-                .next("systemctl status qudata-agent")
-                .because(cause)
-        })?;
+    let names: Vec<String> = left.iter().map(|tenant| format!("{} ({})", tenant.id, tenant.name)).collect();
+    let what = format!("this host still has {} instance(s): {}", left.len(), names.join(", "));
+    let remedy = format!(
+        "Nothing of theirs was removed. Delete them first; one that the agent does not know is in {data}/instances."
+    );
+    Err(SetupError::new(Code::InstancesExist, what, remedy).next("qudata-agent instance list"))
+}
+
+/// The agent, and the tunnel client that outlives it. VMs are none any more, which is looked at again once nobody can order
+/// any; what else runs is not ours.
+fn stop(means: Means<'_>, data: &str) -> Result<(), SetupError> {
+    let was = observe::unit_is(means, "is-active") || observe::unit_is(means, "is-enabled");
+    let known = means.hands.run(&order("systemctl").args(["cat", places::AGENT_UNIT]), &mut |_| {});
+    if !known.is_ok_and(|answer| answer.ok()) {
+        return nobody_left(means, data);
     }
-    Ok(())
+    systemctl(means, &["stop", places::AGENT_UNIT], "the agent cannot be stopped")?;
+    if let Err(refused) = nobody_left(means, data) {
+        if was {
+            systemctl(means, &["start", places::AGENT_UNIT], "the agent cannot be started again")
+                .map_err(|failed| failed.because(refused.to_string()))?;
+        }
+        return Err(refused);
+    }
+    systemctl(means, &["disable", "--now", places::AGENT_UNIT], "the agent cannot be stopped")?;
+    systemctl(means, &["stop", "--", "qudata-vm-*-frpc.service"], "the tunnel client cannot be stopped")
+}
+
+fn systemctl(means: Means<'_>, words: &[&str], what: &str) -> Result<(), SetupError> {
+    let order = order("systemctl").args(words.iter().copied()).within(Duration::from_secs(120));
+    must(means.hands, &order).map(drop).map_err(|cause| {
+        SetupError::new(Code::AgentFailed, what, "systemd says why.")
+            .next("systemctl status qudata-agent")
+            .because(cause)
+    })
 }
 
 /// The agent's rules outlive it, for the sake of its VMs, which are none any more.
@@ -226,10 +254,14 @@ fn backwards(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<Left, SetupErr
                     boot::refresh(means, ledger, (path, before.as_ref()))?;
                 }
             }
-            Entry::Packages { before, added, done } => {
-                let added = if *done { added.clone() } else { came_since(means, before)? };
-                // A purge of the package takes its settings along, which may have been there before it.
-                let verb = if had_settings(means)? { "remove" } else { "purge" };
+            Entry::Packages { before, added, named, done } => {
+                // apt was cut off: what came is what it was to install and was not there before.
+                let added = match done {
+                    true => added.clone(),
+                    false => packages::came(&packages::list(means)?, before, named),
+                };
+                // A purge of the package takes its settings along, which are the owner's when they are still here.
+                let verb = if has_settings(means)? { "remove" } else { "purge" };
                 let kept = packages::purge(means, &added, verb)?;
                 if !kept.is_empty() {
                     keep_groups(ledger);
@@ -237,7 +269,7 @@ fn backwards(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<Left, SetupErr
                 left.extend(kept);
             }
             Entry::Unit { name } => disable(means, name)?,
-            Entry::Groups { added, before } => remove_groups(means, ledger, added, before)?,
+            Entry::Groups { added, before } => left.extend(remove_groups(means, ledger, added, before)?),
         }
         say(means, &format!("uninstall: took back {}", name_of(&entry)));
         ledger.manifest.entries.pop();
@@ -268,11 +300,6 @@ fn name_of(entry: &Entry) -> &str {
     }
 }
 
-/// apt was cut off: what came is what was not there before.
-fn came_since(means: Means<'_>, before: &[String]) -> Result<Vec<String>, SetupError> {
-    Ok(packages::list(means)?.into_iter().filter(|name| !before.contains(name)).collect())
-}
-
 fn disable(means: Means<'_>, name: &str) -> Result<(), SetupError> {
     // A unit whose file is gone has nothing to be disabled.
     let _ = means.hands.run(&order("systemctl").args(["disable", "--quiet", name]), &mut |_| {}).map_err(
@@ -281,7 +308,11 @@ fn disable(means: Means<'_>, name: &str) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn had_settings(means: Means<'_>) -> Result<bool, SetupError> {
+/// There are settings that were there before, or that somebody changed since.
+fn has_settings(means: Means<'_>) -> Result<bool, SetupError> {
+    if means.files.names("/etc/qudata")?.iter().any(|name| !name.starts_with("frpc.")) {
+        return Ok(true);
+    }
     let before = means.files.read(places::BEFORE)?.unwrap_or_default();
     let before: serde_json::Value = serde_json::from_slice(&before).unwrap_or_default();
     Ok(before.get("etc_qudata").and_then(serde_json::Value::as_bool).unwrap_or(false))
@@ -303,25 +334,28 @@ fn remove_groups(
     ledger: &Ledger<'_>,
     added: &[String],
     before: &[(String, Option<Backup>)],
-) -> Result<(), SetupError> {
-    let ours = [places::GROUP.to_owned()];
-    for name in if added.is_empty() { ours.as_slice() } else { added } {
+) -> Result<Left, SetupError> {
+    let mut left = Vec::new();
+    for name in added {
         if observe::group(means.files, name)?.is_none() {
             continue;
         }
-        must(means.hands, &order("groupdel").args([name.as_str()])).map_err(|cause| {
-            let what = format!("the group {name} cannot be removed");
-            let remedy = "Take it from the users whose first group it is.";
-            SetupError::new(Code::HostFault, what, remedy).next("qudata-agent uninstall").because(cause)
+        let order = order("groupdel").args([name.as_str()]);
+        let answer = means.hands.run(&order, &mut |_| {}).map_err(|cause| {
+            SetupError::new(Code::HostFault, format!("the group {name} cannot be removed"), "").because(cause)
         })?;
+        if !answer.ok() {
+            left.push(format!("the group {name} is kept: {}", failed(&order, &answer)));
+        }
     }
     for (path, backup) in before.iter().filter(|(path, _)| !path.ends_with('-')) {
         let found = means.files.read(path)?.as_deref().map(checksum);
         if found.as_ref() != backup.as_ref().and_then(|backup| backup.sha256.as_ref()) {
-            return Ok(());
+            return Ok(left);
         }
     }
-    before.iter().try_for_each(|(path, backup)| ledger.copy_back(path, backup.as_ref()))
+    before.iter().try_for_each(|(path, backup)| ledger.copy_back(path, backup.as_ref()))?;
+    Ok(left)
 }
 
 /// What the agent wrote by itself where the package has its settings, and what is left in `/run`.

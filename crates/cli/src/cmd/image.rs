@@ -2,7 +2,10 @@
 
 mod progress;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use qudata_agent_core::{
@@ -64,14 +67,17 @@ async fn build(cx: Context<'_>, settings: &Settings, wish: Build) -> Result<Exit
         ));
     };
     let record = built.map_err(failure)?;
-    let store = store(settings)?;
-    let pruned = if prune { store.prune(&uses(settings)?).map_err(anyhow::Error::new)? } else { Vec::new() };
     if cx.screen.json {
         cx.screen.print_json(&record)?;
     } else {
         cx.screen.print(&render::show(&cx.screen.out, &record))?;
-        for id in pruned {
-            cx.screen.tell(&format!("removed image {id}"));
+    }
+    // Only now: an image that cannot be removed does not hide the one that was made.
+    if prune {
+        match store(settings)?.prune(&instances(settings)) {
+            Ok(removed) if cx.screen.json => drop(removed),
+            Ok(removed) => removed.iter().for_each(|id| cx.screen.tell(&format!("removed image {id}"))),
+            Err(error) => return Err(refused(cx, error).await),
         }
     }
     Ok(Exit::Done)
@@ -181,17 +187,13 @@ async fn verify(cx: Context<'_>, settings: &Settings, which: &Which) -> Result<E
 async fn remove(cx: Context<'_>, settings: &Settings, wish: &Remove) -> Result<Exit, Failure> {
     let store = store(settings)?;
     let id = pick(&store, &wish.which.id)?;
-    let uses = uses(settings)?;
+    let instances = instances(settings);
     // Before anybody is asked whether he wants what cannot be.
-    if store.current().map_err(anyhow::Error::new)?.as_ref() == Some(&id) {
-        return Err(refused(cx, StoreError::Current { id }).await);
-    }
-    let instances = store.users(&id, &uses);
-    if !instances.is_empty() {
-        return Err(refused(cx, StoreError::InUse { id, instances }).await);
+    if let Err(error) = store.check_unused(&id, &instances) {
+        return Err(refused(cx, error).await);
     }
     confirm::consent(wish.yes, &format!("Remove image {id}?\nNo instance uses it; it can be built again."))?;
-    match store.remove(&id, &uses) {
+    match store.remove(&id, &instances) {
         Ok(()) => {
             cx.screen.print(&format!("image {id} is removed\n"))?;
             Ok(Exit::Done)
@@ -206,10 +208,16 @@ async fn refused(cx: Context<'_>, error: StoreError) -> Failure {
         StoreError::InUse { id, instances } => {
             StoreError::InUse { id, instances: named(instances, &names(cx).await) }
         }
+        StoreError::Undecided { id, instances } => {
+            StoreError::Undecided { id, instances: named(instances, &names(cx).await) }
+        }
         other => other,
     };
     let exit = match &error {
-        StoreError::Current { .. } | StoreError::InUse { .. } | StoreError::Lock(_) => Exit::Refused,
+        StoreError::Current { .. }
+        | StoreError::InUse { .. }
+        | StoreError::Undecided { .. }
+        | StoreError::Lock(_) => Exit::Refused,
         StoreError::NoSuchImage { .. } => Exit::NotFound,
         _ => Exit::Failed,
     };
@@ -228,8 +236,12 @@ fn store(settings: &Settings) -> Result<Store, Failure> {
 }
 
 fn uses(settings: &Settings) -> Result<Vec<DiskUse>, Failure> {
-    let paths = Paths::new(&settings.data_dir, &settings.vm_run_dir, &settings.log_dir);
-    Ok(in_use(&paths.instances()).context("cannot tell which images are in use")?)
+    Ok(in_use(&instances(settings)).context("cannot tell which images are in use")?)
+}
+
+/// The folder of the instances' folders.
+fn instances(settings: &Settings) -> PathBuf {
+    Paths::new(&settings.data_dir, &settings.vm_run_dir, &settings.log_dir).instances()
 }
 
 /// Ids and names of the agent's instances. Nothing where it does not run: ids serve as well.

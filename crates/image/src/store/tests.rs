@@ -55,8 +55,20 @@ fn record(digest: &Digest, size: usize) -> ImageRecord {
     }
 }
 
-fn used(instance: &str, backing: PathBuf) -> DiskUse {
-    DiskUse { instance: instance.into(), backing }
+/// Instances, each over the backing file that its disk names.
+fn instances(backing: &[(&str, &Path)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (instance, backing) in backing {
+        let name = backing.to_str().unwrap().as_bytes();
+        let mut header = b"QFI\xfb\0\0\0\x03".to_vec();
+        header.extend(104_u64.to_be_bytes());
+        header.extend(u32::try_from(name.len()).unwrap().to_be_bytes());
+        header.resize(104, 0);
+        header.extend(name);
+        fs::create_dir(dir.path().join(instance)).unwrap();
+        fs::write(dir.path().join(instance).join("disk.qcow2"), header).unwrap();
+    }
+    dir
 }
 
 #[test]
@@ -93,29 +105,50 @@ fn what_is_current_or_used_is_not_removed() {
     let images = Images::new();
     let (old, older) = (images.publish(b"old"), images.publish(b"older"));
     let current = images.publish(b"current");
-    let uses = [used("a", images.store.disk(&old)), used("b", images.store.disk(&old))];
-    let refused = images.store.remove(&old, &uses).unwrap_err();
+    let disk = images.store.disk(&old);
+    let (used, none) = (instances(&[("a", &disk), ("b", &disk)]), instances(&[]));
+    let refused = images.store.remove(&old, used.path()).unwrap_err();
     assert!(matches!(&refused, StoreError::InUse { instances, .. } if *instances == ["a", "b"]), "{refused}");
-    assert!(matches!(images.store.remove(&current, &[]), Err(StoreError::Current { .. })));
+    assert!(matches!(images.store.remove(&current, none.path()), Err(StoreError::Current { .. })));
     // A name that leads to it counts as well.
-    let via = [used("c", images.store.dir.join("x/..").join(old.to_string()).join(DISK))];
+    let via = instances(&[("c", &images.store.dir.join("x/..").join(old.to_string()).join(DISK))]);
     fs::create_dir(images.store.dir.join("x")).unwrap();
-    assert!(matches!(images.store.remove(&old, &via), Err(StoreError::InUse { .. })));
-    assert_eq!(images.store.prune(&uses).unwrap(), std::slice::from_ref(&older));
-    assert!(matches!(images.store.remove(&older, &[]), Err(StoreError::NoSuchImage { .. })));
-    images.store.remove(&old, &[]).unwrap();
+    assert!(matches!(images.store.remove(&old, via.path()), Err(StoreError::InUse { .. })));
+    assert_eq!(images.store.prune(used.path()).unwrap(), std::slice::from_ref(&older));
+    assert!(matches!(images.store.remove(&older, none.path()), Err(StoreError::NoSuchImage { .. })));
+    images.store.remove(&old, none.path()).unwrap();
     let left: Vec<_> = images.store.list().unwrap().images.into_iter().map(|record| record.id).collect();
     assert_eq!(left, [current]);
+}
+
+#[test]
+fn an_instance_without_a_disk_keeps_every_image() {
+    let images = Images::new();
+    let (old, _current) = (images.publish(b"old"), images.publish(b"current"));
+    let admitted = instances(&[]);
+    let id = uuid::Uuid::from_u128(7).to_string();
+    fs::create_dir(admitted.path().join(&id)).unwrap();
+    for refused in [
+        images.store.remove(&old, admitted.path()).unwrap_err(),
+        images.store.prune(admitted.path()).unwrap_err(),
+    ] {
+        assert!(matches!(&refused, StoreError::Undecided { instances, .. } if *instances == [id.clone()]));
+        assert!(refused.to_string().contains(&id), "{refused}");
+    }
+    assert_eq!(images.store.list().unwrap().images.len(), 2);
+    fs::remove_dir(admitted.path().join(&id)).unwrap();
+    assert_eq!(images.store.prune(admitted.path()).unwrap(), [old]);
 }
 
 #[test]
 fn a_builder_at_work_keeps_others_away() {
     let images = Images::new();
     let (old, _current) = (images.publish(b"old"), images.publish(b"current"));
+    let none = instances(&[]);
     let lock = Lock::take(&images.store.dir).unwrap();
-    assert!(matches!(images.store.remove(&old, &[]), Err(StoreError::Lock(LockError::Busy { .. }))));
+    assert!(matches!(images.store.remove(&old, none.path()), Err(StoreError::Lock(LockError::Busy { .. }))));
     drop(lock);
-    images.store.remove(&old, &[]).unwrap();
+    images.store.remove(&old, none.path()).unwrap();
 }
 
 #[test]
@@ -169,6 +202,29 @@ fn a_file_of_the_owners_is_never_replaced_by_the_link() {
     assert!(matches!(images.store.check_link(), Err(StoreError::InTheWay { .. })));
     assert_eq!(images.store.current().unwrap(), None);
     assert_eq!(fs::read(&hand).unwrap(), b"put here by hand");
+}
+
+#[test]
+fn a_link_of_the_owners_is_never_replaced_either() {
+    let images = Images::new();
+    let id = images.publish(b"one");
+    images.store.check_link().unwrap();
+    let link = images.store.dir.join(CURRENT);
+    let ours = format!("{id}/{DISK}");
+    let whole = images.store.disk(&id);
+    for target in
+        ["/srv/own.qcow2", "own.qcow2", whole.to_str().unwrap(), &format!("./{ours}"), &format!("{ours}/")]
+    {
+        fs::remove_file(&link).unwrap();
+        symlink(target, &link).unwrap();
+        assert!(matches!(images.store.check_link(), Err(StoreError::InTheWay { .. })), "{target}");
+    }
+    let record = images.store.record(&id).unwrap();
+    let folder = images.store.dir.join(format!("{WORK}x"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join(DISK), b"one").unwrap();
+    assert!(matches!(images.store.publish(&folder, &record), Err(StoreError::InTheWay { .. })));
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new(&format!("{ours}/")));
 }
 
 #[test]

@@ -37,6 +37,7 @@ impl Run<'_, '_> {
         course.save()?;
         course.note(format!("This host has to be restarted: {why}."));
         self.may_reboot(course, &observed)?;
+        self.no_newcomers(&observed)?;
         course.note("This host is restarted now and the installation goes on by itself.");
         self.systemctl(&["reboot"], Code::HostFault)?;
         Ok((End::Done, true))
@@ -45,13 +46,7 @@ impl Run<'_, '_> {
     fn may_reboot(&self, course: &Course<'_>, observed: &Observed) -> Result<(), SetupError> {
         let yes = self.wish.yes;
         let tenants = observed.tenants.len();
-        let not_now = |what: String| {
-            let remedy = format!(
-                "Restart it when it suits you: the installation goes on by itself, and {} shows how far it is.",
-                places::LOG
-            );
-            Err(SetupError::new(Code::RebootNeeded, what, remedy).next("sudo systemctl reboot"))
-        };
+        let not_now = |what: String| Err(not_now(what));
         if tenants > 0 && !yes {
             let names: Vec<&str> = observed.tenants.iter().map(|tenant| tenant.name.as_str()).collect();
             let what = format!(
@@ -76,6 +71,23 @@ impl Run<'_, '_> {
                 }
             }
         }
+    }
+
+    /// The agent takes orders while somebody thinks about the question: who came since is nobody that was agreed to.
+    fn no_newcomers(&self, observed: &Observed) -> Result<(), SetupError> {
+        let mut now = self.means.tenants(&observed.settings.data_dir)?;
+        now.retain(|tenant| !observed.tenants.iter().any(|known| known.id == tenant.id));
+        if now.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> =
+            now.iter().map(|tenant| format!("{} ({})", tenant.name, tenant.id)).collect();
+        let what = format!(
+            "this host was not restarted: since that was agreed to, {} instance(s) came that it would interrupt: {}",
+            now.len(),
+            names.join(", ")
+        );
+        Err(not_now(what))
     }
 
     /// The unit is in the list like every other file, so that `uninstall` finds it also when the host never comes so far.
@@ -109,9 +121,18 @@ impl Run<'_, '_> {
             course.warn(why);
         }
         self.ledger.manifest.entries.retain(|entry| !is_file(entry));
-        self.ledger.save()?;
-        self.reload()
+        // Without telling systemd: it may be this unit that runs, and without its file its time would be up at once. What
+        // is left in systemd's memory is not started any more.
+        self.ledger.save()
     }
+}
+
+fn not_now(what: String) -> SetupError {
+    let remedy = format!(
+        "Restart it when it suits you: the installation goes on by itself, and {} shows how far it is.",
+        places::LOG
+    );
+    SetupError::new(Code::RebootNeeded, what, remedy).next("sudo systemctl reboot")
 }
 
 /// It was restarted for this, and it did not help.

@@ -2,7 +2,7 @@
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::Job;
+use super::{Job, leftovers};
 use crate::{
     boot,
     error::{Code, SetupError},
@@ -10,7 +10,7 @@ use crate::{
     ledger::{Ledger, NewFile},
     manifest::Entry,
     observe::{self, Observed},
-    outside::{KeyVerdict, Means, PartFailure, Tick},
+    outside::{KeyVerdict, Means, PartFailure, Tick, Tried},
     packages, places,
     plan::{self, Change, FileChange, Plan},
     progress::{Course, End, Event, Step},
@@ -170,7 +170,13 @@ impl Run<'_, '_> {
             course.warn("no VM was tried out, as asked; `qudata-agent doctor selftest` does it");
             return Ok(End::Skipped);
         }
-        let (observed, plan) = self.look(course)?;
+        let (mut observed, mut plan) = self.look(course)?;
+        if plan.of(Step::Selftest).next().is_none() {
+            return Ok(End::Already);
+        }
+        if self.clear_leftovers(course, &observed)? {
+            (observed, plan) = self.look(course)?;
+        }
         let Some(Change::Selftest { gpus }) = plan.of(Step::Selftest).next() else {
             return Ok(End::Already);
         };
@@ -178,42 +184,89 @@ impl Run<'_, '_> {
             course.note("every GPU is rented out at the moment: none is tried out");
             return Ok(End::Skipped);
         }
+        leftovers::expect(self.means, &observed.tenants)?;
         let tested = if observed.tenants.is_empty() {
             self.selftest_alone(gpus)
         } else {
             // Tenants are reached through the control plane and the tunnel: the agent stays as it is.
             self.means.outside.selftest(gpus)
         };
-        let seen = tested.map_err(|why| {
+        let tried = tested.map_err(|why| {
             let what = format!("a VM was tried out and did not pass: {why}");
             let remedy = "Find out why with `qudata-agent doctor`; or install without: --skip-selftest.";
             SetupError::new(Code::SelftestFailed, what, remedy).next("qudata-agent doctor")
         })?;
-        for line in seen {
+        leftovers::forget(self.means)?;
+        for line in tried.seen {
             course.note(line);
         }
+        // What was rented out meanwhile is tried another time.
+        plan.chosen.gpus.retain(|gpu| tried.gpus.contains(&gpu.address));
         course.kept.tested = Some(plan::tested_mark(&observed, &plan));
         Ok(End::Done)
     }
 
+    /// Deletes what a self-test that was cut off left. True: something may be different now.
+    fn clear_leftovers(&self, course: &Course<'_>, observed: &Observed) -> Result<bool, SetupError> {
+        let Some(before) = leftovers::before(self.means)? else { return Ok(false) };
+        if observed.tenants.is_empty() {
+            return Ok(false);
+        }
+        let only_since = observed.tenants.iter().all(|tenant| !before.contains(&tenant.id));
+        if !observed.active && !only_since {
+            return Ok(false);
+        }
+        let started = if observed.active { Ok(()) } else { self.start_alone() };
+        let cleared = started.and_then(|()| self.delete_leftovers(course, observed, &before));
+        if !observed.active && cleared != Ok(true) {
+            // Somebody else's after all, or it went wrong: the agent must not run alone.
+            self.end_selftest()?;
+        }
+        cleared.map(|_| true).map_err(|why| {
+            let what = format!("what an earlier self-test left cannot be deleted: {why}");
+            let remedy = "Find out why with `qudata-agent doctor`.";
+            SetupError::new(Code::SelftestFailed, what, remedy).next("qudata-agent doctor")
+        })
+    }
+
+    /// True: there was nothing else.
+    fn delete_leftovers(
+        &self,
+        course: &Course<'_>,
+        observed: &Observed,
+        before: &[String],
+    ) -> Result<bool, String> {
+        let mut only = true;
+        for tenant in self.means.tenants(&observed.settings.data_dir).map_err(in_full)? {
+            if leftovers::is_one(&tenant, before) {
+                self.means.outside.delete(&tenant.id)?;
+                course.note(format!("{}, left by a self-test that was cut off, is deleted", tenant.name));
+            } else {
+                only = false;
+            }
+        }
+        Ok(only)
+    }
+
     /// With the agent's own unit, and without the control plane: nobody else can order anything meanwhile.
-    fn selftest_alone(&self, gpus: &[qudata_host::pci::PciAddress]) -> Result<Vec<String>, String> {
+    fn selftest_alone(&self, gpus: &[qudata_host::pci::PciAddress]) -> Result<Tried, String> {
+        let tested = self.start_alone().and_then(|()| self.means.outside.selftest(gpus));
+        // The agent stays up alone until the next step starts it for real; it must not be asked by anybody before.
+        let back = self.end_selftest().map_err(in_full);
+        tested.and_then(|seen| back.map(|()| seen))
+    }
+
+    fn start_alone(&self) -> Result<(), String> {
         let files = self.means.files;
-        let text = |error: SetupError| format!("{error}{}", error.causes());
         for dir in ["/run/systemd", "/run/systemd/system", places::SELFTEST_DIR] {
-            files.make_dir(dir, 0o755).map_err(text)?;
+            files.make_dir(dir, 0o755).map_err(in_full)?;
         }
         let look = files.mine(0o644);
-        files.write(places::SELFTEST_DROP_IN, places::SELFTEST_TEXT.as_bytes(), look).map_err(text)?;
-        let tested = self
-            .reload()
+        files.write(places::SELFTEST_DROP_IN, places::SELFTEST_TEXT.as_bytes(), look).map_err(in_full)?;
+        self.reload()
             .and_then(|()| self.systemctl(&["restart", places::AGENT_UNIT], Code::AgentFailed))
-            .map_err(text)
-            .and_then(|()| self.means.outside.agent_works(false))
-            .and_then(|_| self.means.outside.selftest(gpus));
-        // The agent stays up alone until the next step starts it for real; it must not be asked by anybody before.
-        let back = self.end_selftest().map_err(text);
-        tested.and_then(|seen| back.map(|()| seen))
+            .map_err(in_full)?;
+        self.means.outside.agent_works(false).map(drop)
     }
 
     /// Takes the drop-in of a self-test away, also that of one that was cut off.
@@ -278,6 +331,10 @@ impl Run<'_, '_> {
             SetupError::new(code, what, "systemd says why.").next(next).because(cause)
         })
     }
+}
+
+fn in_full(error: SetupError) -> String {
+    format!("{error}{}", error.causes())
 }
 
 /// Shows every tick, and writes down what is new or another tenth.

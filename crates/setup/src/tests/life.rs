@@ -203,3 +203,114 @@ fn percentages_come_from_apt_and_the_builder() {
         .collect();
     assert_eq!(ticks, [100, 50]);
 }
+
+fn named(id: &str, name: &str) -> Tenant {
+    Tenant { id: id.into(), name: name.into(), gpus: vec![GPU.parse().unwrap()] }
+}
+
+#[test]
+fn an_instance_that_came_after_the_question_stops_a_restart() {
+    let world = usual();
+    world.latecomer.replace(Some(named("7", "renter")));
+    let error = world.install(Wish { reboot: RebootWay::Auto, ..wish() }).unwrap_err();
+    assert_eq!(error.code.as_str(), "reboot_needed");
+    assert!(error.what.contains("renter (7)"), "{error}");
+    assert!(!world.commands.borrow().iter().any(|c| c == "systemctl reboot"));
+}
+
+#[test]
+fn instances_that_the_agent_does_not_know_stop_a_removal() {
+    let made: [(&str, &str); 2] = [
+        ("var/lib/qudata/instances/0a-1/disk.qcow2", "0a-1"),
+        ("sys/fs/cgroup/qudata.slice/qudata-vm-0b-1-3-qemu.service/cgroup.procs", "0b-1"),
+    ];
+    for (path, id) in made {
+        for purge in [false, true] {
+            let world = finished();
+            world.file(path, "");
+            let error = world.uninstall(purge).unwrap_err();
+            assert_eq!(error.code.as_str(), "instances_exist", "{error:?}");
+            assert!(error.what.contains(id), "{error}");
+            assert!(world.rules.get() && world.active.get(), "the agent runs on");
+            assert!(world.host.path(path).exists());
+        }
+    }
+}
+
+#[test]
+fn the_last_order_before_the_agent_stops_stops_a_removal() {
+    for purge in [false, true] {
+        let world = finished();
+        world.latecomer.replace(Some(named("7", "renter")));
+        let error = world.uninstall(purge).unwrap_err();
+        assert_eq!(error.code.as_str(), "instances_exist", "{error:?}");
+        assert!(error.what.contains("renter"), "{error}");
+        assert!(world.active.get() && world.rules.get(), "it was started again");
+        let commands = world.commands.borrow();
+        assert!(!commands.iter().any(|c| c.contains("frpc") || c.contains("disable --now")), "{commands:?}");
+    }
+}
+
+#[test]
+fn data_is_not_removed_over_an_instance() {
+    let world = finished();
+    world.straggler.set(true);
+    let error = world.uninstall(true).unwrap_err();
+    assert_eq!(error.code.as_str(), "instances_exist", "{error:?}");
+    assert_eq!(world.text("var/lib/qudata/instances/0c-1/disk.qcow2").unwrap(), "theirs");
+}
+
+/// As a run that was cut off in its self-test leaves it.
+fn cut_in_the_self_test(tenants: Vec<Tenant>) -> World {
+    let world = finished();
+    fs::remove_file(world.host.path("var/lib/qudata/setup/progress.json")).unwrap();
+    world.file("var/lib/qudata/setup/selftest.json", "[\"1\"]");
+    for tenant in &tenants {
+        world.file(&format!("var/lib/qudata/instances/{}/disk.qcow2", tenant.id), "");
+    }
+    world.tenants.replace(tenants);
+    world.commands.borrow_mut().clear();
+    world
+}
+
+#[test]
+fn what_a_cut_self_test_left_is_deleted_and_tried_again() {
+    for active in [true, false] {
+        let world = cut_in_the_self_test(vec![named("2", "selftest-0123abcd")]);
+        world.silent.set(true);
+        world.active.set(active);
+        world.install(wish()).unwrap();
+        assert!(world.tenants.borrow().is_empty(), "it is nobody's");
+        assert!(world.commands.borrow().contains(&format!("selftest {GPU}")), "its GPU is tried");
+        assert!(world.active.get() && !world.alone.get());
+        assert!(world.text("var/lib/qudata/setup/selftest.json").is_none());
+    }
+}
+
+#[test]
+fn a_renter_who_is_named_like_a_self_test_is_none() {
+    for (id, name) in [("1", "selftest-0123abcd"), ("2", "selftest-mine")] {
+        let world = cut_in_the_self_test(vec![named(id, name)]);
+        world.install(wish()).unwrap();
+        assert_eq!(world.tenants.borrow().len(), 1, "{name}");
+    }
+    let world = finished();
+    fs::remove_file(world.host.path("var/lib/qudata/setup/progress.json")).unwrap();
+    world.tenants.replace(vec![named("2", "selftest-0123abcd")]);
+    world.install(wish()).unwrap();
+    assert_eq!(world.tenants.borrow().len(), 1, "no self-test was cut off");
+}
+
+#[test]
+fn only_what_was_tried_counts_as_tried() {
+    let other = "0000:66:00.0";
+    let world = world(vec![Device::gpu(GPU).group(7), Device::gpu(other).group(8)]);
+    world.tenants.replace(vec![named("1", "renter")]);
+    world.active.set(true);
+    world.install(wish()).unwrap();
+    world.tenants.borrow_mut().clear();
+    world.commands.borrow_mut().clear();
+    world.install(wish()).unwrap();
+    let commands = world.commands.borrow();
+    assert!(commands.iter().any(|c| c.starts_with("selftest") && c.contains(GPU)), "{commands:?}");
+}

@@ -21,7 +21,7 @@ use crate::{
     hands::{Answer, Hands, Order, OrderError},
     install::{self, Job, Outcome},
     observe::Observed,
-    outside::{KeyVerdict, Means, Outside, PartFailure, Person, Tenant, Tick},
+    outside::{KeyVerdict, Means, Outside, PartFailure, Person, Tenant, Tick, Tried},
     places,
     plan::Plan,
     progress::Event,
@@ -90,6 +90,12 @@ pub(super) struct World {
     pub(super) commands: RefCell<Vec<String>>,
     pub(super) events: RefCell<Vec<Event>>,
     pub(super) needed_by_owner: RefCell<Option<String>>,
+    /// Nobody answers while the agent does not run.
+    pub(super) silent: Cell<bool>,
+    /// Comes while the owner counts down, or as the last order before the agent is stopped.
+    pub(super) latecomer: RefCell<Option<Tenant>>,
+    /// An instance's folder appears as the last of the list is taken back.
+    pub(super) straggler: Cell<bool>,
     boots: Cell<u32>,
 }
 
@@ -140,6 +146,9 @@ pub(super) fn world(devices: Vec<Device>) -> World {
         commands: RefCell::default(),
         events: RefCell::default(),
         needed_by_owner: RefCell::default(),
+        silent: Cell::new(false),
+        latecomer: RefCell::default(),
+        straggler: Cell::new(false),
         boots: Cell::new(0),
     }
 }
@@ -259,6 +268,7 @@ impl World {
                 said("")
             }
             ["stop", _] => {
+                self.tenants.borrow_mut().extend(self.latecomer.take());
                 self.active.set(false);
                 said("")
             }
@@ -347,7 +357,7 @@ impl Hands for World {
             (program, words) => (program, words),
         };
         match program {
-            "dpkg" | "dpkg-deb" | "dpkg-query" | "apt-cache" | "apt-get" => {
+            "debconf-set-selections" | "dpkg" | "dpkg-deb" | "dpkg-query" | "apt-cache" | "apt-get" => {
                 self.packaging((program, words), order, heard)
             }
             _ => self.system((program, words), order),
@@ -387,7 +397,11 @@ impl World {
             ("dpkg-deb", ["-f", DEB, ..]) => Ok(said("Package: qudata-agent\nVersion: 1.0\n")),
             ("dpkg", ["--configure", "-a"]) => self.act(order, || said("")),
             ("apt-get", ["update", ..]) => self.act(order, || said("")),
-            ("apt-get", ["install", words @ ..]) => {
+            ("debconf-set-selections", []) => self.act(order, || said("")),
+            ("apt-get", ["-s", "install", words @ ..]) if words.contains(&"--no-remove") => {
+                Ok(said("Inst qemu-system-x86 (1)\nInst passt [0] (1)\nInst qudata-agent (1.0)\n"))
+            }
+            ("apt-get", ["install", words @ ..]) if words.contains(&"--no-remove") => {
                 assert!(
                     !words.contains(&"not-here")
                         && !words.contains(&"was-here")
@@ -407,6 +421,11 @@ impl World {
             ("apt-get", ["-s", "-y", "autoremove", ..]) => {
                 Ok(said("Purg qudata-agent [1.0]\nPurg passt [1]\n"))
             }
+            ("apt-get", ["remove", "-y", "-o", _, names @ ..]) => self.act(order, || {
+                self.packages.borrow_mut().retain(|name| !names.contains(&name.as_str()));
+                self.version.replace(None);
+                said("")
+            }),
             ("apt-get", ["purge", "-y", "-o", _, names @ ..]) => self.act(order, || self.purge(names)),
             _ => panic!("unscripted: {order}"),
         }
@@ -415,6 +434,9 @@ impl World {
     fn system(&self, command: (&str, &[&str]), order: &Order) -> Result<Answer, OrderError> {
         match command {
             ("groupdel", [name @ ("qudata" | "_ssh")]) => self.act(order, || {
+                if self.straggler.get() {
+                    self.file("var/lib/qudata/instances/0c-1/disk.qcow2", "theirs");
+                }
                 let text = self.text("etc/group").unwrap();
                 self.file("etc/group-", &text);
                 let left = text.lines().filter(|line| !line.starts_with(&format!("{name}:")));
@@ -437,11 +459,18 @@ impl World {
 
 impl Outside for World {
     fn tenants(&self) -> Option<Vec<Tenant>> {
+        if self.silent.get() && !self.active.get() {
+            return None;
+        }
         Some(self.tenants.borrow().clone())
     }
 
     fn delete(&self, id: &str) -> Result<(), String> {
+        if !self.tenants.borrow().iter().any(|tenant| tenant.id == id) {
+            return Err("there is no such instance".into());
+        }
         self.tenants.borrow_mut().retain(|tenant| tenant.id != id);
+        let _ = fs::remove_dir_all(self.host.path(format!("var/lib/qudata/instances/{id}")));
         Ok(())
     }
 
@@ -449,10 +478,10 @@ impl Outside for World {
         if self.active.get() { Ok(Vec::new()) } else { Err("it does not run".into()) }
     }
 
-    fn selftest(&self, gpus: &[PciAddress]) -> Result<Vec<String>, String> {
+    fn selftest(&self, gpus: &[PciAddress]) -> Result<Tried, String> {
         let names: Vec<String> = gpus.iter().map(ToString::to_string).collect();
         self.commands.borrow_mut().push(format!("selftest {}", names.join(" ")));
-        self.selftest.borrow().clone().map(|()| vec!["seen".into()])
+        self.selftest.borrow().clone().map(|()| Tried { seen: vec!["seen".into()], gpus: gpus.to_vec() })
     }
 
     fn build_image(&self, _wish: &Wish, tick: &mut dyn FnMut(Tick)) -> Result<String, PartFailure> {
@@ -479,6 +508,7 @@ impl Person for World {
     }
 
     fn count_down(&self, _seconds: u32, _what: &str) -> bool {
+        self.tenants.borrow_mut().extend(self.latecomer.take());
         self.answer.get() != Some(false)
     }
 }

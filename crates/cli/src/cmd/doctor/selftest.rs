@@ -7,6 +7,7 @@
 //! ```
 
 mod aftermath;
+mod interruption;
 
 use std::time::Duration;
 
@@ -15,12 +16,10 @@ use qudata_api::{Created, GpuState, GpuView, HostView, InstanceState, InstanceVi
 use qudata_doctor::{Finding, Verdict};
 use qudata_host::pci::PciAddress;
 use serde::Serialize;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+use self::interruption::Interruption;
 use super::guest::Guest;
 use crate::{
     client::Agent,
@@ -89,26 +88,6 @@ pub(crate) async fn selftest(agent: &Agent, wish: SelftestWish<'_>) -> Result<Se
     }
     let passed = any && test.findings.iter().all(|finding| finding.verdict != Verdict::Fail);
     Ok(SelftestReport { passed, gpus: tried, findings: test.findings, kept: test.kept })
-}
-
-/// Ctrl-C, or the request to end.
-struct Interruption {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Interruption {
-    fn listen() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|e| Failure::from(anyhow::Error::new(e)));
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
-    }
-
-    async fn happens(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
 
 /// The body of the order: everything that is not said is as for a renter who says nothing.

@@ -12,7 +12,7 @@ use qudata_image::BuildWish;
 use qudata_setup::{
     ExposeSecret, SecretString,
     hands::{Hands, SystemHands, order},
-    outside::{KeyVerdict, Outside, PartFailure, Tenant, Tick},
+    outside::{KeyVerdict, Outside, PartFailure, Tenant, Tick, Tried},
     wish::Wish,
 };
 use tokio::{
@@ -120,7 +120,7 @@ impl Outside for Host {
         self.handle.block_on(self.works(registered)).map_err(|failure| failure.sentence)
     }
 
-    fn selftest(&self, gpus: &[PciAddress]) -> Result<Vec<String>, String> {
+    fn selftest(&self, gpus: &[PciAddress]) -> Result<Tried, String> {
         let wish = SelftestWish { gpus: gpus.to_vec(), keep: false, timeout: READY, tell: &|_| {} };
         let report = self.handle.block_on(selftest(&self.agent, wish)).map_err(|failure| failure.sentence)?;
         let said = |finding: &Finding| {
@@ -128,7 +128,8 @@ impl Outside for Host {
             format!("{}{subject}: {}", finding.id, finding.line)
         };
         if report.passed {
-            return Ok(report.findings.iter().map(said).collect());
+            let gpus = report.gpus.iter().filter_map(|text| text.parse().ok()).collect();
+            return Ok(Tried { seen: report.findings.iter().map(said).collect(), gpus });
         }
         let failed = report.findings.iter().filter(|finding| finding.verdict == Verdict::Fail);
         let told = failed.map(|finding| match &finding.remedy {
