@@ -193,12 +193,16 @@ fn groups(means: Means<'_>) -> Result<Vec<String>, SetupError> {
     Ok(text.lines().filter_map(|line| line.split(':').next()).map(str::to_owned).collect())
 }
 
-/// After an attempt that was cut off nobody knows whose the new groups are, but the agent's.
+/// After an attempt that was cut off: the groups that are new came with it when nobody else has installed anything since;
+/// otherwise nobody knows whose they are, but the agent's.
 ///
 /// # Errors
-/// When the files of groups cannot be read, or the list not be written.
+/// When packages or the files of groups cannot be read, or the list not be written.
 pub fn note_groups(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<(), SetupError> {
+    let alone = nobody_else_came(means, ledger)?;
     let [list, ..] = places::GROUP_FILES;
+    let now = groups(means)?;
+    let mut changed = false;
     for entry in &mut ledger.manifest.entries {
         let Entry::Groups { added, before } = entry else { continue };
         let backup = before.iter().find(|(path, _)| path == list).and_then(|(_, backup)| backup.as_ref());
@@ -208,12 +212,27 @@ pub fn note_groups(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<(), Setu
             }
             None => String::new(),
         };
-        let there = old.lines().any(|line| line.split(':').next() == Some(places::GROUP));
-        if !there && !added.iter().any(|name| name == places::GROUP) {
-            added.push(places::GROUP.to_owned());
+        let is_new = |name: &String| !old.lines().any(|line| line.split(':').next() == Some(name));
+        for name in now.iter().filter(|name| is_new(name) && (alone || *name == places::GROUP)) {
+            if !added.contains(name) {
+                added.push(name.clone());
+                changed = true;
+            }
         }
     }
-    ledger.save()
+    if changed { ledger.save() } else { Ok(()) }
+}
+
+/// Whether every package that is new is one that apt said it would install for us.
+fn nobody_else_came(means: Means<'_>, ledger: &Ledger<'_>) -> Result<bool, SetupError> {
+    for entry in &ledger.manifest.entries {
+        if let Entry::Packages { before, named, .. } = entry {
+            let now = list(means)?;
+            let ours = came(&now, before, named);
+            return Ok(now.iter().all(|name| before.contains(name) || ours.contains(name)));
+        }
+    }
+    Ok(true)
 }
 
 /// What the package itself recommends, as far as the distribution has it. What everything else recommends (windows for

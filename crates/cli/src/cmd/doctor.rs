@@ -3,7 +3,7 @@
 mod guest;
 pub(crate) mod selftest;
 
-use std::{io, path::Path, time::Duration};
+use std::{ffi::OsString, io, path::Path, time::Duration};
 
 use qudata_agent_core::settings::{DEFAULT_FILE, LoadFrom, Settings, SettingsFile};
 use qudata_doctor::{Finding, Scope, SettingsRead, Verdict, examine, explain};
@@ -27,7 +27,7 @@ pub(super) async fn run(cx: Context<'_>, wish: Doctor) -> Result<Exit, Failure> 
     if let Some(id) = wish.explain {
         return explained(cx.screen, id.as_deref());
     }
-    let (settings, read) = settings(wish.config.as_deref())?;
+    let (settings, read) = settings(wish.config.as_deref(), std::env::vars_os().collect())?;
     let scope = Scope { settings: read, ..Scope::default() };
     let report = examine(&settings, &scope).await;
     if cx.screen.json {
@@ -72,9 +72,12 @@ fn explained(screen: &Screen, id: Option<&str>) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// Variables with their values.
+type Environment = Vec<(OsString, OsString)>;
+
 /// The settings that the agent would have here, or defaults where they cannot be had. Unlike `serve`, changes nothing
 /// about the file.
-fn settings(config: Option<&Path>) -> Result<(Settings, SettingsRead), Failure> {
+fn settings(config: Option<&Path>, environment: Environment) -> Result<(Settings, SettingsRead), Failure> {
     let path = config.unwrap_or(Path::new(DEFAULT_FILE));
     let file = match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(SettingsFile { path: path.to_owned(), text })),
@@ -82,7 +85,7 @@ fn settings(config: Option<&Path>) -> Result<(Settings, SettingsRead), Failure> 
         Err(error) => Err(error),
     };
     let refused = match file {
-        Ok(file) => match load(file, true) {
+        Ok(file) => match load(file, environment) {
             Ok(settings) => return Ok((settings, SettingsRead::Understood)),
             Err(error) => {
                 let problems: Vec<String> = error.problems.iter().map(ToString::to_string).collect();
@@ -97,16 +100,15 @@ fn settings(config: Option<&Path>) -> Result<(Settings, SettingsRead), Failure> 
             }
         }
     };
-    let defaults = load(None, false).map_err(anyhow::Error::new)?;
+    let defaults = load(None, Environment::new()).map_err(anyhow::Error::new)?;
     Ok((defaults, refused))
 }
 
 fn load(
     file: Option<SettingsFile>,
-    with_environment: bool,
+    mut env: Environment,
 ) -> Result<Settings, qudata_agent_core::settings::SettingsError> {
     let (read, exists) = (|path: &Path| std::fs::read(path), |path: &Path| path.exists());
-    let mut env: Vec<_> = if with_environment { std::env::vars_os().collect() } else { Vec::new() };
     // How the agent logs is no setting.
     env.retain(|(name, _)| name != LOG_FORMAT && name != LOG_FILTER);
     Settings::load(&LoadFrom { file, env, flags: Vec::new(), read: &read, exists: &exists })
@@ -148,16 +150,16 @@ mod tests {
     #[test]
     fn broken_settings_are_a_finding_and_defaults_are_looked_at() {
         let dir = tempfile::tempdir().unwrap();
-        let (settings, read) = settings(Some(&file(dir.path(), "vm_cpus = 3\n"))).unwrap();
+        let (settings, read) = settings(Some(&file(dir.path(), "vm_cpus = 3\n")), Vec::new()).unwrap();
         assert_eq!((settings.vm_cpus, read), (3, SettingsRead::Understood));
         for (text, told) in
             [("vm_cpu = 3\n", "vm_cpu"), ("accel = \"fast\"\n", "accel"), ("= =\n", "agent.toml")]
         {
-            let (settings, read) = self::settings(Some(&file(dir.path(), text))).unwrap();
+            let (settings, read) = self::settings(Some(&file(dir.path(), text)), Vec::new()).unwrap();
             assert_eq!(settings.vm_cpus, 4, "{text}");
             assert!(matches!(&read, SettingsRead::Refused(why) if why.contains(told)), "{read:?}");
         }
-        let (_, read) = self::settings(Some(&dir.path().join("none.toml"))).unwrap();
+        let (_, read) = self::settings(Some(&dir.path().join("none.toml")), Vec::new()).unwrap();
         assert!(matches!(&read, SettingsRead::Refused(why) if why.contains("none.toml")), "{read:?}");
     }
 
@@ -167,7 +169,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path(), "");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        settings(Some(&path)).unwrap();
+        settings(Some(&path), Vec::new()).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
     }
 
