@@ -137,12 +137,13 @@ main() {
     [ -n "$from" ] || { listed_package && fetch "$package" 536870912; }
     if [ "$signed" = yes ]; then check_sum; else printf 'install.sh: nobody has checked who made %s, as --unsigned says.\n' "$package" >&2; fi
     dpkg-deb --extract "$work/$package" "$work/root" >"$work/said" 2>&1 || fail bad_release "$package cannot be unpacked.$(said)" "$ROOM"
-    # Another shell, because the words of this one may hold the key. It waits, whatever signal comes, and cleans up.
+    # Another shell, because the words of this one may hold the key. It waits, whatever signal comes, and cleans up;
+    # so does its rm, for a restart of the server ends the whole session at once.
     trap - EXIT
     umask 022
     unset QUDATA_RELEASE_URL
     # shellcheck disable=SC2016 # these are for that shell to expand
-    exec bash -c 'trap "rm -rf -- \"\$0\"" EXIT; trap : INT TERM HUP; "$0/root/usr/bin/qudata-agent" install --package "$0/$1" "${@:2}" 8<&-' \
+    exec bash -c 'trap "trap \"\" INT TERM HUP; rm -rf -- \"\$0\"" EXIT; trap : INT TERM HUP; "$0/root/usr/bin/qudata-agent" install --package "$0/$1" "${@:2}" 8<&-' \
         "$work" "$package" "${words[@]}"
 }
 

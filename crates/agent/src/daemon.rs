@@ -167,7 +167,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     if instances.list().is_empty() {
         // Nobody is left to be confined.
         if let Err(error) = site.egress.remove_table().await {
-            tracing::warn!(error = %crate::refusal::chain(&error), "the network policy stays behind");
+            tracing::warn!(error = %qudata_host::causes::chain(&error), "the network policy stays behind");
         }
     }
     tracing::info!("stopped; VMs live on");
@@ -227,7 +227,7 @@ fn check_programs(settings: &Settings) -> Result<(), DaemonError> {
 /// With tenants on the host a KVM that does not work is a problem to show, not a reason to leave them alone.
 async fn tell_of_kvm(site: Arc<Site>, instances: Instances) {
     if let Err(error) = check_kvm(&site.settings, site.paths.run()).await {
-        let message = crate::refusal::chain(&error);
+        let message = qudata_host::causes::chain(&error);
         tracing::error!(message, "new VMs will not start");
         instances.report(vec![Problem {
             code: "kvm_unusable".to_owned(),
@@ -267,7 +267,7 @@ async fn open_gpus(settings: &Settings, store: &Store, records: Vec<GpuRecord>) 
         && !Path::new("/sys/bus/pci/drivers/vfio-pci").exists()
         && let Err(error) = Tool::new("modprobe").arg("vfio-pci").run().await
     {
-        tracing::warn!(error = %crate::refusal::chain(&error), "vfio-pci cannot be loaded");
+        tracing::warn!(error = %qudata_host::causes::chain(&error), "vfio-pci cannot be loaded");
     }
     Ok(Gpus::open(setup, records).await)
 }
@@ -344,7 +344,7 @@ async fn guard_egress(site: Arc<Site>, instances: Instances) {
     loop {
         clock.tick().await;
         if let Err(error) = instances.confine_all(&site).await {
-            tracing::error!(error = %crate::refusal::chain(&error), "the network policy cannot be checked");
+            tracing::error!(error = %qudata_host::causes::chain(&error), "the network policy cannot be checked");
         }
     }
 }

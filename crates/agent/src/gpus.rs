@@ -21,7 +21,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use qudata_host::pci::PciAddress;
+use qudata_host::{causes::chain, pci::PciAddress};
 use qudata_vfio::{
     door::Door,
     holders::{Holder, OpenNodes},
@@ -40,10 +40,7 @@ pub use self::{
     cycle::{BoundFunction, BoundGpu, GpuError},
     watch::OperatorError,
 };
-use crate::{
-    refusal::chain,
-    store::{Store, StoreError},
-};
+use crate::store::{Store, StoreError};
 
 /// Reading the topology takes milliseconds; a host that takes longer has a bus that hangs.
 const LOOK_DEADLINE: Duration = Duration::from_secs(10);

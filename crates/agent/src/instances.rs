@@ -13,7 +13,7 @@ use qudata_api::{
     Problem, StatusOf, Teardown,
 };
 use qudata_guest::keys::HostKey;
-use qudata_host::{capacity::HostCapacity, pci::PciAddress, port::bindable, size::ByteSize};
+use qudata_host::{capacity::HostCapacity, causes::chain, pci::PciAddress, port::bindable, size::ByteSize};
 use qudata_qemu::{
     disk,
     egress::{self, EgressError},
@@ -34,7 +34,7 @@ use crate::{
     inventory::{Free, Ports, Taken, plan_free, plan_huge, plan_leases, plan_sizes},
     outside::Outside,
     publishing::plan::{Published, pick},
-    refusal::{Refusal, chain},
+    refusal::Refusal,
     settings::TunnelKind,
     site::Site,
 };

@@ -4,9 +4,10 @@ use std::{ffi::OsString, path::PathBuf};
 
 use jiff::Timestamp;
 use qudata_api::Problem;
+use qudata_host::causes::chain;
 use qudata_host::launch::{Launcher, SystemdError};
 
-use crate::{refusal::chain, settings::LauncherKind};
+use crate::settings::LauncherKind;
 
 /// The launcher the owner wants, and what is to be said about it. `shim` with `shim_args` is the agent's own start shim.
 ///

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use qudata_api::Problem;
-use qudata_host::process::Process;
+use qudata_host::{causes::chain, process::Process};
 use qudata_qemu::{
     egress::EgressState,
     vm::{
@@ -22,7 +22,6 @@ use crate::{
     },
     instances::Instances,
     paths::taken_away,
-    refusal::chain,
     site::Site,
 };
 

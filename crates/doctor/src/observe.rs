@@ -133,17 +133,6 @@ fn unreadable(path: &Path, error: &io::Error) -> Unseen {
     }
 }
 
-/// An error with its causes, which `Display` leaves out.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

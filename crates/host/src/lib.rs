@@ -2,6 +2,7 @@
 //! durable files, capacity of the host. Knows nothing of VMs or instances.
 
 pub mod capacity;
+pub mod causes;
 pub mod command;
 pub mod durable;
 pub mod iso;

@@ -10,7 +10,11 @@ pub fn bindable(address: IpAddr, port: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::{
+        net::Ipv4Addr,
+        thread::sleep,
+        time::{Duration, Instant},
+    };
 
     use super::*;
 
@@ -20,6 +24,11 @@ mod tests {
         let port = held.local_addr().unwrap().port();
         assert!(!bindable(Ipv4Addr::LOCALHOST.into(), port));
         drop(held);
-        assert!(bindable(Ipv4Addr::LOCALHOST.into(), port));
+        // Not at once: a child of another test has the socket too, between its fork and its exec.
+        let until = Instant::now() + Duration::from_secs(10);
+        while !bindable(Ipv4Addr::LOCALHOST.into(), port) {
+            assert!(Instant::now() < until, "port {port} stays taken");
+            sleep(Duration::from_millis(10));
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::{
     sync::atomic::AtomicU64,
 };
 
+use qudata_host::causes::chain;
 use qudata_host::durable::{self, DurableError};
 use qudata_qemu::disk::{InspectBaseError, inspect_base};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -425,16 +426,6 @@ fn is_ours(target: &Path) -> bool {
 fn read(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Read { path, source }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -206,7 +206,7 @@ pub fn restore(
     (path, before, after): (&str, Option<&Backup>, Option<&str>),
 ) -> Result<bool, SetupError> {
     let found = files.read(path)?.as_deref().map(checksum);
-    let as_it_was = before.and_then(|backup| backup.sha256.as_deref());
+    let as_it_was = before.map(|backup| backup.sha256.as_str());
     if found.as_deref() == as_it_was {
         // Made anew by a removal that was cut off: the age is not as it was yet.
         ledger.copy_back(path, before)?;
@@ -231,7 +231,7 @@ pub fn refresh(
 ) -> Result<(), SetupError> {
     run(means, &observe(means.files)?).map_err(|error| error.next("qudata-agent uninstall"))?;
     let found = means.files.read(path)?.as_deref().map(checksum);
-    if found.is_some() && found.as_ref() == before.and_then(|backup| backup.sha256.as_ref()) {
+    if found.is_some() && found.as_ref() == before.map(|backup| &backup.sha256) {
         ledger.copy_back(path, before)?;
     }
     Ok(())

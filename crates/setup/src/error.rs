@@ -3,6 +3,8 @@
 
 use std::{error::Error, fmt};
 
+use qudata_host::causes::chain;
+
 /// A word for programs and for searching; never changes its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
@@ -155,14 +157,7 @@ impl SetupError {
     /// The causes, one after the other, each after `: `.
     #[must_use]
     pub fn causes(&self) -> String {
-        let mut text = String::new();
-        let mut next: Option<&(dyn Error + 'static)> = self.source();
-        while let Some(cause) = next {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            next = cause.source();
-        }
-        text
+        self.cause.as_deref().map(|cause| format!(": {}", chain(cause))).unwrap_or_default()
     }
 }
 

@@ -29,7 +29,7 @@ pub struct NewFile<'a> {
     pub bytes: &'a [u8],
     /// Who may read it, whose it is.
     pub look: Look,
-    /// Nothing of it is remembered.
+    /// Its checksum is salted in the list, so that two hosts with the same secret do not show it.
     pub secret: bool,
 }
 
@@ -135,11 +135,11 @@ impl<'a> Ledger<'a> {
                 self.manifest.entries.len() - 1
             }
         };
+        let sum = self.sum(new.bytes, new.secret);
         if let Some(Entry::File { after, done, .. }) = self.manifest.entries.get_mut(index) {
             *done = false;
-            let sum = checksum(new.bytes);
             after.retain(|known| *known != sum);
-            after.extend((!new.secret).then_some(sum));
+            after.push(sum);
         }
         self.save()?;
         self.files.write(new.path, new.bytes, new.look)?;
@@ -149,6 +149,11 @@ impl<'a> Ledger<'a> {
         }
         self.mark_done(index)?;
         Ok(true)
+    }
+
+    /// Checksum as the list keeps it; of a secret only together with the list's salt.
+    fn sum(&self, bytes: &[u8], secret: bool) -> String {
+        if secret { checksum(&[self.manifest.salt.as_bytes(), bytes].concat()) } else { checksum(bytes) }
     }
 
     fn position(&self, wanted: &str) -> Option<usize> {
@@ -180,7 +185,7 @@ impl<'a> Ledger<'a> {
         self.manifest.next_backup += 1;
         self.files.make_dir(places::BACKUP, 0o700)?;
         self.files.write(&format!("{}/{name}", places::BACKUP), &bytes, self.files.mine(0o600))?;
-        Ok(Some(Backup { name, look, sha256: (!secret).then(|| checksum(&bytes)) }))
+        Ok(Some(Backup { name, look, sha256: self.sum(&bytes, secret) }))
     }
 
     /// Writes a file down again from its copy; what had none is removed.
@@ -221,11 +226,11 @@ impl<'a> Ledger<'a> {
         secret: bool,
     ) -> Result<Undone, SetupError> {
         let found = self.files.read(path)?;
-        let sum = found.as_deref().map(checksum);
-        let was = before.and_then(|backup| backup.sha256.as_ref());
+        let sum = found.as_deref().map(|bytes| self.sum(bytes, secret));
+        let was = before.map(|backup| &backup.sha256);
         let untouched = match (&found, before) {
             (None, None) => true,
-            (Some(_), Some(_)) => !secret && sum.as_ref() == was && !after.iter().any(|s| Some(s) == was),
+            (Some(_), Some(_)) => sum.as_ref() == was && !after.iter().any(|s| Some(s) == was),
             _ => false,
         };
         if untouched {
@@ -235,7 +240,7 @@ impl<'a> Ledger<'a> {
             }
             return Ok(Undone::Nothing);
         }
-        let ours = secret || sum.as_ref().is_some_and(|sum| after.contains(sum));
+        let ours = sum.as_ref().is_some_and(|sum| after.contains(sum));
         let Some(backup) = before else {
             if !ours {
                 return Ok(Undone::Kept(format!(
@@ -254,8 +259,7 @@ impl<'a> Ledger<'a> {
             );
             return Ok(Undone::Kept(text));
         }
-        let bytes =
-            self.files.read(&kept)?.filter(|bytes| backup.sha256.iter().all(|s| *s == checksum(bytes)));
+        let bytes = self.files.read(&kept)?.filter(|bytes| backup.sha256 == self.sum(bytes, secret));
         let Some(bytes) = bytes else {
             return Ok(Undone::Kept(format!(
                 "{path} is left as it is: its backup {kept} is gone or damaged"
@@ -339,6 +343,31 @@ mod tests {
         assert!(!list.contains("canary") && !list.contains(&checksum(b"canary")), "{list}");
         assert_eq!(undo(&ledger), Undone::Restored);
         assert!(!host.files.exists("/etc/key"));
+    }
+
+    #[test]
+    fn a_secret_that_somebody_changed_since_is_theirs_too() {
+        let host = host();
+        let look = host.files.mine(0o600);
+        for before in [None, Some("older")] {
+            let path = "/etc/key";
+            let _ = host.files.remove(places::MANIFEST).unwrap();
+            match before {
+                Some(text) => host.files.write(path, text.as_bytes(), look).unwrap(),
+                None => drop(host.files.remove(path).unwrap()),
+            }
+            let mut ledger = Ledger::open(&host.files).unwrap();
+            ledger.put(&NewFile { path, bytes: b"ours", look, secret: true }).unwrap();
+            host.files.write(path, b"theirs", look).unwrap();
+            // Another run reads the list from the disk.
+            let ledger = Ledger::open(&host.files).unwrap();
+            let Undone::Kept(why) = undo(&ledger) else { panic!("taken back: {before:?}") };
+            assert!(why.contains("changed") && !why.contains("theirs"), "{why}");
+            assert_eq!(host.files.text(path).unwrap().unwrap(), "theirs");
+            host.files.write(path, b"ours", look).unwrap();
+            assert_eq!(undo(&ledger), Undone::Restored);
+            assert_eq!(host.files.text(path).unwrap().as_deref(), before);
+        }
     }
 
     #[test]

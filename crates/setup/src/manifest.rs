@@ -19,6 +19,9 @@ pub struct Manifest {
     pub version: u32,
     /// When the first change was made, RFC 3339.
     pub since: String,
+    /// Goes into the checksums of secrets, so that they tell nothing to who reads the list but not the secret.
+    #[serde(default)]
+    pub salt: String,
     /// Number of the next backup.
     pub next_backup: u32,
     /// The changes.
@@ -32,8 +35,8 @@ pub struct Backup {
     pub name: String,
     /// Who could read it, whose it was, how old.
     pub look: Look,
-    /// Checksum of what was in it; none for a secret.
-    pub sha256: Option<String>,
+    /// Checksum of what was in it; of a secret, salted.
+    pub sha256: String,
 }
 
 /// One change.
@@ -51,9 +54,9 @@ pub enum Entry {
         path: String,
         /// As it was; none: it was not there.
         before: Option<Backup>,
-        /// Checksums of what was written, the last one last; empty for a secret.
+        /// Checksums of what was written, the last one last; of a secret, salted.
         after: Vec<String>,
-        /// Holds a secret: not even its checksum is kept.
+        /// Holds a secret.
         secret: bool,
         /// It was written and read back.
         done: bool,
@@ -100,6 +103,7 @@ impl Manifest {
         Self {
             version: VERSION,
             since: jiff::Timestamp::now().to_string(),
+            salt: format!("{:032x}", rand::random::<u128>()),
             next_backup: 1,
             entries: Vec::new(),
         }

@@ -188,8 +188,9 @@ fn key(observed: &Observed, plan: &mut Plan) -> Result<(), SetupError> {
         let what = "no API key was given, and this host was never registered";
         let remedy = "Take the key from your account, and give it in the environment or in a file, never as an argument; \
                       or install without a control plane: --standalone.";
-        return Err(SetupError::new(Code::BadKey, what, remedy)
-            .next("sudo env QUDATA_API_KEY=ak-… qudata-agent install"));
+        return Err(
+            SetupError::new(Code::BadKey, what, remedy).next("sudo qudata-agent install --api-key-file FILE")
+        );
     }
     if key.given && !key.same {
         let before = key.there.then(|| "(not shown)".to_owned());

@@ -350,7 +350,7 @@ fn remove_groups(
     }
     for (path, backup) in before.iter().filter(|(path, _)| !path.ends_with('-')) {
         let found = means.files.read(path)?.as_deref().map(checksum);
-        if found.as_ref() != backup.as_ref().and_then(|backup| backup.sha256.as_ref()) {
+        if found.as_ref() != backup.as_ref().map(|backup| &backup.sha256) {
             return Ok(left);
         }
     }
@@ -358,7 +358,8 @@ fn remove_groups(
     Ok(left)
 }
 
-/// What the agent wrote by itself where the package has its settings, and what is left in `/run`.
+/// What the agent wrote by itself where the package has its settings, what is left in `/run`, and where a server lost its
+/// power while install.sh worked, the folder of that.
 fn sweep(means: Means<'_>) -> Result<(), SetupError> {
     let files = means.files;
     for name in files.names("/etc/qudata")? {
@@ -370,5 +371,10 @@ fn sweep(means: Means<'_>) -> Result<(), SetupError> {
         files.remove_empty_dir("/etc/qudata")?;
     }
     files.remove(places::SELFTEST_DROP_IN)?;
+    for name in files.names("/var/lib")? {
+        if name.starts_with("qudata-install.") {
+            files.remove_tree(&format!("/var/lib/{name}"))?;
+        }
+    }
     Ok(())
 }

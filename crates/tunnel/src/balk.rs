@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use qudata_host::causes::chain;
 use tokio::time::Instant;
 
-use crate::{publish::PublishError, status::TunnelState, task::chain};
+use crate::{publish::PublishError, status::TunnelState};
 
 /// How long it may last before the tunnel counts as out of order.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -14,11 +14,11 @@ use std::{
     path::Path,
 };
 
-use qudata_host::{durable, launch::Launcher};
+use qudata_host::{causes::chain, durable, launch::Launcher};
 use rustix::fs::OFlags;
 use serde::Deserialize;
 
-use crate::{definition::Proxy, frpc, route::Route, setup, task::chain, tunnel::StopError};
+use crate::{definition::Proxy, frpc, route::Route, setup, tunnel::StopError};
 
 /// A thousand routes have 300 KiB.
 const FILE_MAX: u64 = 4 << 20;

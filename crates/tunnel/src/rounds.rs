@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use qudata_host::causes::chain;
 use tokio::time::Instant;
 
 use crate::{
@@ -26,7 +27,6 @@ use crate::{
     route::{ProxyName, Refusal, Route},
     setup::Server,
     status::{RouteState, TunnelState},
-    task::chain,
 };
 
 /// How often the admin server is asked when nothing happens.

@@ -9,9 +9,9 @@
 //!        └─ after a pause ◀── died, or of no use ──┘      no handle left: the task ends, frpc goes on
 //! ```
 
-use std::{error::Error, future::pending, time::Duration};
+use std::{future::pending, time::Duration};
 
-use qudata_host::{launch::EndError, process::ExitReport};
+use qudata_host::{causes::chain, launch::EndError, process::ExitReport};
 use tokio::{
     select,
     sync::{mpsc, oneshot, watch},
@@ -215,16 +215,4 @@ async fn ended(frpc: &Frpc) -> ExitReport {
             pending().await
         }
     }
-}
-
-/// An error with all its causes in one line.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -6,7 +6,7 @@
 //! ```
 //! One child per GPU and list, so several GPUs move at the same time and one that hangs holds up none.
 
-use qudata_host::pci::PciAddress;
+use qudata_host::{causes::chain, pci::PciAddress};
 
 use crate::{
     door::{Door, DoorError},
@@ -150,12 +150,4 @@ pub async fn give_back(door: &Door, plan: &GiveBackPlan) -> Result<(), RebindErr
         return Err(RebindError::Undone { gpu, source });
     }
     Err(RebindError::Left { gpu, source, undo: None })
-}
-
-/// An error with its causes, for the one place where an error cannot be a source: there is one already.
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
 }

@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{AUDIO, GPU, Lab, PORT, TWIN, chain, driver, pci};
+use common::{AUDIO, GPU, Lab, PORT, TWIN, driver, pci};
+use qudata_host::causes::chain;
 use qudata_testkit::pci::{Device, FakeHost};
 use qudata_vfio::{
     door::{Door, DoorError},

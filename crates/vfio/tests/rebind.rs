@@ -6,7 +6,8 @@ mod common;
 
 use std::time::Instant;
 
-use common::{AUDIO, GPU, Lab, PORT, SHORT, TWIN, chain, driver};
+use common::{AUDIO, GPU, Lab, PORT, SHORT, TWIN, driver};
+use qudata_host::causes::chain;
 use qudata_testkit::pci::{Device, FakeProcess, react::Fault};
 use qudata_vfio::{
     door::DoorError,

@@ -5,7 +5,8 @@ mod common;
 
 use std::time::Instant;
 
-use common::{AUDIO, GPU, Lab, PORT, SHORT, TWIN, chain, driver, pci};
+use common::{AUDIO, GPU, Lab, PORT, SHORT, TWIN, driver, pci};
+use qudata_host::causes::chain;
 use qudata_testkit::pci::{Device, FakeHost, FakeProcess, react::Fault};
 use qudata_vfio::{
     door::DoorError,

@@ -11,7 +11,10 @@ mod site;
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::{
+        fs::{PermissionsExt, symlink},
+        process::CommandExt,
+    },
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -271,4 +274,16 @@ fn two_at_once_are_one_too_many_and_no_signal_takes_the_folder_from_under_the_pr
     assert!(home.join(PACKAGE).exists(), "a signal to the one that waits took the package away");
     fs::remove_file(site.out("wait")).unwrap();
     end(first).handed_over(&site);
+}
+
+#[test]
+fn a_server_that_goes_down_under_it_finds_nothing_of_it_when_it_comes_up() {
+    let site = Site::new();
+    let server = site.serve(&[]);
+    fs::write(site.out("storm"), "").unwrap();
+    for _ in 0..5 {
+        let mut command = site.bash("", &["-s"]);
+        let child = start(command.process_group(0), site.script(&server.url).as_bytes());
+        end(child).handed_over(&site);
+    }
 }

@@ -36,6 +36,13 @@ for file in /proc/[0-9]*/cmdline; do
 done
 touch "$out/ran"
 while [ -e "$out/wait" ]; do sleep 0.05; done
+# A server that goes down ends everything in the session, what is started meanwhile too.
+if [ -e "$out/storm" ]; then
+    trap '' TERM HUP
+    setsid bash -c 'for i in {1..500}; do kill -TERM -- "-$0"; kill -HUP -- "-$0"; sleep 0.001; done' \
+        "$(ps -o pgid= $$ | tr -d ' ')" >/dev/null 2>&1 &
+    sleep 0.3
+fi
 exit 7
 "#;
 

@@ -12,12 +12,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use qudata_host::{pci::PciAddress, size::ByteSize};
+use qudata_host::{causes::chain, pci::PciAddress, size::ByteSize};
 use qudata_vfio::{names::PciIds, topology};
 use serde::Serialize;
 
 use self::cpu::Cpu;
-use crate::refusal::chain;
 
 /// Where to look.
 #[derive(Debug, Clone)]

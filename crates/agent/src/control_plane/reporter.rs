@@ -7,6 +7,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use axum::http::Method;
+use qudata_host::causes::chain;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::{
@@ -15,7 +16,6 @@ use super::{
     pace::Pace,
     wire::StatsBody,
 };
-use crate::refusal::chain;
 
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut clock = interval(shared.timing.stats);

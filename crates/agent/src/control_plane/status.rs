@@ -2,9 +2,9 @@
 //! `keeper` enters them, `GET /host` shows them.
 
 use jiff::Timestamp;
+use qudata_host::causes::chain;
 
 use super::{call::CallError, dial::DialError, registration::RegistrationError, wire::ReplyError};
-use crate::refusal::chain;
 
 /// How the client is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]

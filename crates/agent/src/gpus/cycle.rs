@@ -13,7 +13,7 @@ use std::{
 };
 
 use futures_util::future::{join_all, try_join_all};
-use qudata_host::{durable, pci::PciAddress};
+use qudata_host::{causes::chain, durable, pci::PciAddress};
 use qudata_qemu::disk::Owner;
 use qudata_vfio::{
     door::{Door, DoorError},
@@ -33,7 +33,6 @@ use super::{
     record::{GpuRecord, Life},
     watch::OFF_THE_BUS,
 };
-use crate::refusal::chain;
 
 /// How long a holder may take to let go after its process has ended: the kernel unpins its memory first.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, io::Read, time::Duration};
 
-use qudata_host::pci::PciAddress;
+use qudata_host::{causes::chain, pci::PciAddress};
 use qudata_vfio::nvidia::{self, Quieting, Tools};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -11,7 +11,6 @@ use super::{
     AdvanceError, Gpus,
     record::{GpuRecord, Life},
 };
-use crate::refusal::chain;
 
 /// How often GPUs in use are looked at, and how often all are.
 const WATCH_PERIOD: Duration = Duration::from_secs(10);

@@ -9,6 +9,7 @@ use qudata_guest::{
     keys::GuestKey,
     metrics::{GpuMetrics, GuestMetrics},
 };
+use qudata_host::causes::chain;
 use qudata_qemu::{console::Console, vm::VmError};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -23,7 +24,7 @@ use super::{
     task::InstanceTask,
     vm_watch::VmOrder,
 };
-use crate::refusal::{Refusal, chain};
+use crate::refusal::Refusal;
 
 const CONSOLE_DEADLINE: Duration = Duration::from_secs(3);
 /// The API never returns more of a serial log.

@@ -69,7 +69,7 @@ impl GuestAccess {
     pub async fn prove(&self) {
         let mut pause = FIRST_PAUSE;
         while let Err(error) = self.session().await {
-            tracing::debug!(port = self.port, error = %crate::refusal::chain(&error), "login failed");
+            tracing::debug!(port = self.port, error = %qudata_host::causes::chain(&error), "login failed");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

@@ -3,7 +3,7 @@
 
 use std::{path::Path, time::Duration};
 
-use qudata_host::size::ByteSize;
+use qudata_host::{causes::chain, size::ByteSize};
 use qudata_qemu::{
     firmware::Firmware,
     machine::Accel,
@@ -20,7 +20,6 @@ use qudata_vfio::topology::Bar;
 use super::record::InstanceRecord;
 use crate::{
     gpus::{BoundFunction, BoundGpu},
-    refusal::chain,
     site::Site,
 };
 

@@ -9,6 +9,7 @@ use qudata_guest::{
     keys::{GuestKey, HostKey},
     metrics::MetricsSampler,
 };
+use qudata_host::causes::chain;
 use qudata_host::process::{ExitReport, Process, ProcessError, Signal};
 use qudata_qemu::{qmp::RunState, vm::Vm};
 use tokio::{
@@ -24,7 +25,6 @@ use super::{
     teardown,
     vm_watch::{self, VmNews, VmOrder},
 };
-use crate::refusal::chain;
 
 /// How often a running guest is asked what it uses: as often as the control plane is told.
 const SAMPLE_PERIOD: Duration = Duration::from_secs(5);

@@ -18,6 +18,7 @@ use qudata_guest::{
     seed::{Seed, SeedSpec, StaticNetwork, UserData},
 };
 use qudata_host::{
+    causes::chain,
     durable,
     launch::{Confinement, Launch, log_path},
     process::Process,
@@ -38,7 +39,7 @@ use super::{
     spec::SSH_PORT,
     teardown,
 };
-use crate::{gpus::BoundGpu, refusal::chain, site::Site};
+use crate::{gpus::BoundGpu, site::Site};
 
 /// Writing a seed is a few kilobytes; more time than this means that the host disk hangs.
 const SEED_DEADLINE: Duration = Duration::from_secs(20);

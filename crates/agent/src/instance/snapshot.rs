@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use qudata_api::{InstanceState, InstanceView, Problem, SshEndpoint};
 use qudata_guest::keys::GuestKey;
+use qudata_host::causes::chain;
 
 use super::{
     handle::port_map,
@@ -13,7 +14,7 @@ use super::{
     spec::SSH_PORT,
     task::{Beginning, InstanceTask},
 };
-use crate::{refusal::chain, settings::TunnelKind, site::Site};
+use crate::{settings::TunnelKind, site::Site};
 
 impl InstanceTask {
     /// Changes the state; the reason belongs to the new one.

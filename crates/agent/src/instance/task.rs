@@ -249,7 +249,7 @@ impl InstanceTask {
         if residues.is_empty()
             && let Err(error) = self.site.store.remove(id).await
         {
-            residues.push(crate::refusal::chain(&error));
+            residues.push(qudata_host::causes::chain(&error));
         }
         let complete = residues.is_empty();
         let public: Vec<String> = residues.iter().map(|text| self.site.without_paths(text)).collect();

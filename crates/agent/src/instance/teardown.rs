@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-use qudata_host::{durable, launch::log_path, process::Process};
+use qudata_host::{causes::chain, durable, launch::log_path, process::Process};
 use qudata_qemu::vm::paths::{PASST, QEMU};
 
 use super::record::InstanceRecord;
-use crate::{paths::InstancePaths, paths::taken_away, refusal::chain, site::Site};
+use crate::{paths::InstancePaths, paths::taken_away, site::Site};
 
 /// A killed QEMU is gone in milliseconds; one that the kernel holds longer (a device that hangs) is left and reported.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);

@@ -187,7 +187,7 @@ impl Watch {
                 if let Some(qmp) = self.vm.qmp()
                     && let Err(error) = self.console.drain(qmp).await
                 {
-                    tracing::debug!(error = %crate::refusal::chain(&error), "the serial ring was not read");
+                    tracing::debug!(error = %qudata_host::causes::chain(&error), "the serial ring was not read");
                 }
                 let _ = reply.send(());
             }

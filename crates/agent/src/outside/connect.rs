@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use qudata_api::Problem;
+use qudata_host::causes::chain;
 use qudata_tunnel::{Route, Server, Tunnel, TunnelSetup};
 use tokio::{sync::watch, task::JoinSet};
 use uuid::Uuid;
@@ -17,7 +18,6 @@ use crate::{
     instance::record::Sealed,
     instances::Instances,
     publishing::{Own, Publisher},
-    refusal::chain,
     secret::AgentSecret,
     settings::{Settings, TunnelKind},
     site::Site,

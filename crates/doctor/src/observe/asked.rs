@@ -5,9 +5,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
+use qudata_host::causes::chain;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::chain;
 use crate::observed::{Seen, Unseen};
 
 /// The list of the GPUs of a large server has some ten thousand bytes.

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use qudata_host::size::ByteSize;
+use qudata_host::{causes::chain, size::ByteSize};
 use qudata_vfio::{
     holders::{Holder, OpenNodes},
     names::PciIds,
@@ -16,7 +16,7 @@ use qudata_vfio::{
 
 use tokio::time::timeout;
 
-use super::{Look, chain, text};
+use super::{Look, text};
 use crate::observed::{GpuLook, GpuState, Pci, Seen, Unseen};
 
 /// `IORESOURCE_MEM` in the third column of `resource`.

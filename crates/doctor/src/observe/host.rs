@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use qudata_host::{capacity::HostCapacity, size::ByteSize};
+use qudata_host::{capacity::HostCapacity, causes::chain, size::ByteSize};
 use rustix::process::{Resource, getrlimit};
 
-use super::{Look, chain, text};
+use super::{Look, text};
 use crate::observed::{Cgroup, Hugepages, Iommu, Kernel, Seen, Unseen};
 
 /// By either of these ACPI tables the firmware tells of an IOMMU.

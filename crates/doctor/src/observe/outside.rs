@@ -7,13 +7,13 @@ use std::{
 };
 
 use qudata_agent_core::settings::{Settings, TunnelKind};
-use qudata_host::command::Tool;
+use qudata_host::{causes::chain, command::Tool};
 use qudata_qemu::egress;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{Look, asked, chain, unreadable};
+use super::{Look, asked, unreadable};
 use crate::observed::{Outside, Seen, Unseen};
 
 /// Whom to call: a server by name, and the port.

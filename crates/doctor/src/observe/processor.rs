@@ -3,10 +3,10 @@
 use std::{fs::OpenOptions, io, path::Path};
 
 use qudata_agent_core::probe::{KvmProbe, ProbeError};
-use qudata_host::command::ToolError;
+use qudata_host::{causes::chain, command::ToolError};
 use qudata_qemu::{machine::Accel, mmio::AddressWidth};
 
-use super::{Look, chain, text};
+use super::{Look, text};
 use crate::observed::{KvmNode, Processor, Seen, Unseen};
 
 /// What is here.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use qudata_agent_core::settings::FirmwareKind;
+use qudata_host::causes::chain;
 use qudata_host::command::{Tool, ToolError};
 use qudata_qemu::{
     disk::inspect_base,
@@ -14,7 +15,7 @@ use qudata_qemu::{
     version::{QemuVersionError, observe_qemu},
 };
 
-use super::{Look, chain, unreadable};
+use super::{Look, unreadable};
 use crate::observed::{Files, ImageFault, Program, Programs, Unseen};
 
 /// Where the installation keeps the key of the control plane; systemd gives it to the agent alone.

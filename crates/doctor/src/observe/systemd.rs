@@ -2,9 +2,9 @@
 
 use std::{path::Path, time::Duration};
 
-use qudata_host::{command::Tool, launch::Launcher};
+use qudata_host::{causes::chain, command::Tool, launch::Launcher};
 
-use super::{Look, chain, text};
+use super::{Look, text};
 use crate::observed::{Nss, Seen, Systemd, SystemdLook, Unit, Unseen};
 
 /// The agent's unit.

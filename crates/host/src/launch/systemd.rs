@@ -23,6 +23,7 @@ use super::{
     users,
 };
 use crate::{
+    causes::chain,
     durable,
     process::{self, Process, ProcessIdentity},
 };
@@ -274,17 +275,6 @@ fn is_empty(cgroup: &str) -> bool {
 
 fn cut_off() -> BusError {
     BusError::TimedOut { method: "a question: the agent is ending", after: Duration::ZERO }
-}
-
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
 
 #[cfg(test)]

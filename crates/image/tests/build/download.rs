@@ -2,10 +2,11 @@
 
 use std::{fs, net::SocketAddr, process::Command};
 
+use qudata_host::causes::chain;
 use qudata_image::{Location, Progress, SourceWish};
 
 use crate::{
-    kit::{Kit, Signer, chain, file, from, quietly, run, sum, told, url},
+    kit::{Kit, Signer, file, from, quietly, run, sum, told, url},
     server::{Files, Server},
 };
 

@@ -9,11 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use qudata_host::causes::chain;
 use qudata_image::{Customisation, DriverWish, Progress, SourceWish, Start};
 use serde_json::json;
 
 use crate::{
-    kit::{Kit, Signer, chain, file, from, run, sum, told, url},
+    kit::{Kit, Signer, file, from, run, sum, told, url},
     server::{Files, Server},
 };
 
@@ -112,6 +113,26 @@ async fn slow_work_that_fails_inside_is_told_with_its_step_and_its_reason() {
     assert!(text.contains("the step packages failed") && text.contains("no-such-package-anywhere"), "{text}");
     assert!(text.contains(&kit.path("build.log").display().to_string()), "{text}");
     kit.assert_nothing_made();
+}
+
+/// The distribution's own driver, whose kernel modules are compiled inside: no GPU is needed for that.
+#[tokio::test]
+#[ignore = "compiles NVIDIA's kernel modules: minutes on hardware, hours in emulation"]
+async fn slow_the_nvidia_driver_of_debian_is_installed() {
+    let kit = Kit::new();
+    let driver = DriverWish::Distro(None);
+    let customisation = Customisation { driver, ..Customisation::default() };
+    let mut wish = kit.customised(file(&guest_image()), customisation);
+    wish.place.start = Start::Direct;
+    wish.size = Some(12);
+    let begin = Instant::now();
+    let (made, _) = told(&wish).await;
+    let made = made.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    println!("built in {:?}", begin.elapsed());
+    let driver = made.driver.clone().unwrap();
+    let packaged = made.packages.iter().find(|(name, _)| name == "nvidia-driver").unwrap();
+    println!("{driver:?} {packaged:?}");
+    assert_eq!(kit.store().verify(&made.id).unwrap(), made);
 }
 
 /// Looks into the disk without booting it: what a first boot would make anew must not be there.

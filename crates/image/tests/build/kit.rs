@@ -105,17 +105,6 @@ pub(crate) async fn told(wish: &BuildWish) -> (Result<ImageRecord, BuildError>, 
     (result, all)
 }
 
-/// The chain of an error, as people see it.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
-}
-
 pub(crate) fn url(text: &str) -> Location {
     text.parse().unwrap()
 }

@@ -363,7 +363,7 @@ pub(super) fn check_key(
             let what = format!("the control plane at {url} refuses the API key (it answered {status})");
             let remedy = "Take the key from your account again: it may have been typed wrongly or withdrawn.";
             Err(SetupError::new(Code::BadKey, what, remedy)
-                .next("sudo env QUDATA_API_KEY=ak-… qudata-agent install"))
+                .next("sudo qudata-agent install --api-key-file FILE"))
         }
         KeyVerdict::Unreachable(why) if !offline => {
             let what = format!("the control plane at {url} does not answer: {why}");

@@ -121,11 +121,3 @@ pub(crate) fn pci(address: &str) -> PciAddress {
 pub(crate) fn driver(name: &str) -> Option<String> {
     Some(name.to_owned())
 }
-
-/// An error with its causes, as the agent logs it.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
-}
