@@ -222,8 +222,8 @@ impl Files {
     /// Anything else.
     pub fn remove_empty_dir(&self, path: &str) -> Result<bool, SetupError> {
         self.gate.pass(&format!("remove folder {path}")).map_err(|e| SetupError::file("remove", path, e))?;
-        match fs::remove_dir(self.at(path)) {
-            Ok(()) => Ok(true),
+        let done = match fs::remove_dir(self.at(path)) {
+            Ok(()) => self.sync(self.at(path).parent()).map(|()| true),
             Err(e)
                 if matches!(
                     e.kind(),
@@ -232,8 +232,9 @@ impl Files {
             {
                 Ok(false)
             }
-            Err(e) => Err(SetupError::file("remove the folder", path, e)),
-        }
+            Err(e) => Err(e),
+        };
+        done.map_err(|e| SetupError::file("remove the folder", path, e))
     }
 
     /// Removes a folder with everything in it; symlinks are not followed.
@@ -242,7 +243,12 @@ impl Files {
     /// Anything but absence.
     pub fn remove_tree(&self, path: &str) -> Result<bool, SetupError> {
         self.gate.pass(&format!("remove tree {path}")).map_err(|e| SetupError::file("remove", path, e))?;
-        qudata_host::durable::remove_tree(&self.at(path)).map_err(|e| SetupError::file("remove", path, e))
+        let removed = qudata_host::durable::remove_tree(&self.at(path))
+            .map_err(|e| SetupError::file("remove", path, e))?;
+        if removed {
+            self.sync(self.at(path).parent()).map_err(|e| SetupError::file("remove", path, e))?;
+        }
+        Ok(removed)
     }
 
     fn sync(&self, dir: Option<&Path>) -> io::Result<()> {
@@ -283,5 +289,34 @@ mod tests {
         fs::write(dir.path().join("a.qudata-new"), "half").unwrap();
         assert!(!files.remove("/a").unwrap());
         assert!(files.names("/").unwrap().is_empty());
+    }
+
+    /// Notes which folders were put on disk.
+    #[derive(Debug, Clone, Default)]
+    struct Settled(std::rc::Rc<std::cell::RefCell<Vec<u64>>>);
+
+    impl Gate for Settled {
+        fn pass(&self, _effect: &str) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn settle(&self, file: &File) -> io::Result<()> {
+            self.0.borrow_mut().push(file.metadata()?.ino());
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_was_removed_stays_removed_when_the_power_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let settled = Settled::default();
+        let files = Files::below(dir.path(), Box::new(settled.clone()));
+        fs::create_dir_all(dir.path().join("home/full/deep")).unwrap();
+        fs::create_dir(dir.path().join("home/empty")).unwrap();
+        let home = fs::metadata(dir.path().join("home")).unwrap().ino();
+        assert!(files.remove_tree("/home/full").unwrap() && !files.remove_tree("/home/full").unwrap());
+        assert_eq!(settled.0.borrow_mut().split_off(0), [home]);
+        assert!(files.remove_empty_dir("/home/empty").unwrap());
+        assert_eq!(settled.0.borrow_mut().split_off(0), [home]);
     }
 }

@@ -56,7 +56,7 @@ pub fn look(means: Means<'_>, job: &Job<'_>) -> Result<(Observed, Plan), SetupEr
     };
     let kept = Course::open(means)?.kept;
     let observed = observe::observe(means, &wish, job.key.map(|key| key.expose_secret()))?;
-    let plan = plan::plan(&observed, &wish, (kept.tested.as_deref(), kept.image.as_deref()))?;
+    let plan = plan::plan(&observed, &wish, (kept.tested.as_ref(), kept.image.as_deref()))?;
     Ok((observed, plan))
 }
 

@@ -13,7 +13,7 @@ use crate::{
     error::{Code, SetupError},
     observe::Observed,
     places,
-    progress::Step,
+    progress::{Step, Tested},
     settings_file,
     wish::Wish,
 };
@@ -102,14 +102,14 @@ impl Plan {
     }
 }
 
-/// Decides. `tested`: what a self-test that passed was of; `image`: what the base image was built from.
+/// Decides. `tested`: what self-tests that passed were of; `image`: what the base image was built from.
 ///
 /// # Errors
 /// When the host cannot be what is wished: with the reason and the remedy. Nothing was changed.
 pub fn plan(
     observed: &Observed,
     wish: &Wish,
-    (tested, image): (Option<&str>, Option<&str>),
+    (tested, image): (Option<&Tested>, Option<&str>),
 ) -> Result<Plan, SetupError> {
     let builds = !observed.settings.image_there || wish.image.is_some() && wish.image.as_deref() != image;
     fitness::check(observed, wish, builds)?;
@@ -121,12 +121,12 @@ pub fn plan(
     if builds {
         plan.changes.push((Step::Image, Change::Image { from: wish.image.clone() }));
     }
-    let mark = tested_mark(observed, &plan);
-    if !wish.skip_selftest && (builds || tested != Some(mark.as_str())) {
-        let gpus = plan.chosen.gpus.iter().map(|gpu| gpu.address);
-        let free =
-            gpus.filter(|address| !observed.tenants.iter().any(|tenant| tenant.gpus.contains(address)));
-        plan.changes.push((Step::Selftest, Change::Selftest { gpus: free.collect() }));
+    let tested = tested.filter(|tested| !builds && tested.version == tested_version(observed));
+    let mut untried: Vec<PciAddress> = plan.chosen.gpus.iter().map(|gpu| gpu.address).collect();
+    untried.retain(|gpu| tested.is_none_or(|tested| !tested.gpus.contains(&gpu.to_string())));
+    if !wish.skip_selftest && (tested.is_none() || !untried.is_empty()) {
+        untried.retain(|gpu| !observed.tenants.iter().any(|tenant| tenant.gpus.contains(gpu)));
+        plan.changes.push((Step::Selftest, Change::Selftest { gpus: untried }));
     }
     if !observed.enabled {
         plan.changes.push((Step::Agent, Change::Enable));
@@ -135,13 +135,11 @@ pub fn plan(
     Ok(plan)
 }
 
-/// What a self-test was of: another version or another card is another test.
+/// The version that a self-test is of.
 #[must_use]
-pub fn tested_mark(observed: &Observed, plan: &Plan) -> String {
+pub fn tested_version(observed: &Observed) -> &str {
     let package = &observed.package;
-    let version = package.offered.as_deref().or(package.installed.as_deref()).unwrap_or_default();
-    let gpus: Vec<String> = plan.chosen.gpus.iter().map(|gpu| gpu.address.to_string()).collect();
-    format!("{version} {}", gpus.join(","))
+    package.offered.as_deref().or(package.installed.as_deref()).unwrap_or_default()
 }
 
 fn package(observed: &Observed, wish: &Wish, plan: &mut Plan) -> Result<(), SetupError> {

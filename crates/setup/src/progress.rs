@@ -2,6 +2,7 @@
 //! `uninstall`.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     fs::OpenOptions,
     io::Write as _,
@@ -88,6 +89,15 @@ pub enum Event {
     Warning(String),
 }
 
+/// What was tried out, and worked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tested {
+    /// The package's version: another one is another test.
+    pub version: String,
+    /// Addresses of the GPUs that a VM had.
+    pub gpus: BTreeSet<String>,
+}
+
 /// What is kept over a reboot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -96,8 +106,8 @@ pub struct Progress {
     pub steps: Vec<(Step, End, String)>,
     /// The boot in which a reboot was found to be needed; the next one must have what it was for.
     pub reboot_wanted_in: Option<String>,
-    /// What the self-test that passed was of.
-    pub tested: Option<String>,
+    /// What self-tests that passed were of; none: a new image was not tried yet.
+    pub tested: Option<Tested>,
     /// Settings were written that a running agent has not read.
     pub restart_owed: bool,
     /// What the base image was built from, as asked.

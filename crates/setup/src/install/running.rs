@@ -31,7 +31,7 @@ impl Run<'_, '_> {
     pub(super) fn look(&self, course: &Course<'_>) -> Result<(Observed, Plan), SetupError> {
         let observed =
             observe::observe(self.means, self.wish, self.job.key.map(ExposeSecret::expose_secret))?;
-        let kept = (course.kept.tested.as_deref(), course.kept.image.as_deref());
+        let kept = (course.kept.tested.as_ref(), course.kept.image.as_deref());
         let plan = plan::plan(&observed, self.wish, kept)?;
         Ok((observed, plan))
     }
@@ -162,6 +162,7 @@ impl Run<'_, '_> {
         })?;
         course.note(format!("base image {id} is there"));
         course.kept.image.clone_from(&self.wish.image);
+        course.kept.tested = None;
         Ok(End::Done)
     }
 
@@ -200,9 +201,13 @@ impl Run<'_, '_> {
         for line in tried.seen {
             course.note(line);
         }
-        // What was rented out meanwhile is tried another time.
-        plan.chosen.gpus.retain(|gpu| tried.gpus.contains(&gpu.address));
-        course.kept.tested = Some(plan::tested_mark(&observed, &plan));
+        // What is rented out is tried another time.
+        let version = plan::tested_version(&observed);
+        let mut known =
+            course.kept.tested.take().filter(|tested| tested.version == version).unwrap_or_default();
+        version.clone_into(&mut known.version);
+        known.gpus.extend(tried.gpus.iter().map(ToString::to_string));
+        course.kept.tested = Some(known);
         Ok(End::Done)
     }
 
