@@ -31,6 +31,7 @@ pub(crate) struct Context<'a> {
 
 /// Runs the command to its end.
 pub(crate) fn run(line: CommandLine, screen: &Screen) -> Result<Exit, Failure> {
+    let named = line.global.socket.clone();
     let agent = Agent::at(line.global.socket);
     let cx = Context { agent: &agent, screen };
     match line.command {
@@ -38,7 +39,7 @@ pub(crate) fn run(line: CommandLine, screen: &Screen) -> Result<Exit, Failure> {
         Command::Instance(command) => on_one_thread(instance(cx, command)),
         Command::Gpu(command) => on_one_thread(gpu::run(cx, command)),
         Command::Status => on_one_thread(inspect::status(cx)),
-        Command::Doctor(wish) => on_one_thread(doctor::run(cx, wish)),
+        Command::Doctor(wish) => on_one_thread(doctor::run(cx, wish, named)),
         Command::Image(command) => on_one_thread(image::run(cx, command)),
         Command::Install(wish) => on_one_thread(setup::install(cx, wish)),
         Command::Uninstall(wish) => on_one_thread(setup::uninstall(cx, wish)),

@@ -83,6 +83,14 @@ fn this_machine_is_looked_at_in_time_and_the_exit_tells_the_verdict() {
     let of_agent: Vec<&Value> =
         report["findings"].as_array().unwrap().iter().filter(|finding| finding["id"] == "agent").collect();
     assert!(of_agent[0]["line"].as_str().unwrap().contains("0.1.0"), "{of_agent:?}");
+
+    // Wherever the settings say it is.
+    let socket = agent.dir().join("agent.sock");
+    let mut command = qudata_agent(&format!("doctor --json --socket {}", socket.display()));
+    let named = Ended::of(command.env("QUDATA_VM_RUN_DIR", "/nonexistent").output().unwrap());
+    let findings = named.json()["findings"].as_array().unwrap().clone();
+    let of_agent = findings.iter().find(|finding| finding["id"] == "agent").unwrap();
+    assert!(of_agent["line"].as_str().unwrap().contains("0.1.0"), "{of_agent}");
 }
 
 #[test]

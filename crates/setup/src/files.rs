@@ -251,6 +251,14 @@ impl Files {
         Ok(removed)
     }
 
+    /// Waits until what was written to `file` is on disk.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub fn settle(&self, file: &File) -> io::Result<()> {
+        self.gate.settle(file)
+    }
+
     fn sync(&self, dir: Option<&Path>) -> io::Result<()> {
         self.gate.settle(&File::open(dir.unwrap_or(Path::new("/")))?)
     }

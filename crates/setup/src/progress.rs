@@ -209,6 +209,8 @@ pub fn log_line(means: Means<'_>, line: &str) {
     // The time at the end: lines are looked for by how they begin.
     let _ = writeln!(text, "{line}  ({:.0})", jiff::Timestamp::now());
     let _ = file.write_all(text.as_bytes());
+    // A power cut would leave zeroes in the place of lines that a person needs just then.
+    let _ = means.files.settle(&file);
 }
 
 /// The word for how a step ended.

@@ -111,6 +111,8 @@ pub(super) fn power_cuts(machine: &mut Machine) -> Result<()> {
     let said = owner::types(machine, "--yes")?;
     ensure!(said.status.success(), "it does not finish: {}", said.stderr.trim());
     wait_until_installed(machine)?;
+    let zeroes = machine.remote.run("grep -qaP '\\x00' /var/log/qudata/install.log", QUICK)?;
+    ensure!(!zeroes.status.success(), "the power cuts left zeroes in the log");
     ensure_rents(machine, "after-cuts")?;
     uninstall(machine, "--purge")?;
     machine.reset_hard()?;

@@ -3,7 +3,12 @@
 mod guest;
 pub(crate) mod selftest;
 
-use std::{ffi::OsString, io, path::Path, time::Duration};
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use qudata_agent_core::settings::{DEFAULT_FILE, LoadFrom, Settings, SettingsFile};
 use qudata_doctor::{Finding, Scope, SettingsRead, Verdict, examine, explain};
@@ -20,7 +25,8 @@ use crate::{
     screen::Screen,
 };
 
-pub(super) async fn run(cx: Context<'_>, wish: Doctor) -> Result<Exit, Failure> {
+/// `socket`: the agent's, where it was named; otherwise it is where the settings say.
+pub(super) async fn run(cx: Context<'_>, wish: Doctor, socket: Option<PathBuf>) -> Result<Exit, Failure> {
     if let Some(Trial::Selftest(wish)) = wish.command {
         return try_out(cx, wish).await;
     }
@@ -28,7 +34,7 @@ pub(super) async fn run(cx: Context<'_>, wish: Doctor) -> Result<Exit, Failure> 
         return explained(cx.screen, id.as_deref());
     }
     let (settings, read) = settings(wish.config.as_deref(), std::env::vars_os().collect())?;
-    let scope = Scope { settings: read, ..Scope::default() };
+    let scope = Scope { settings: read, socket, ..Scope::default() };
     let report = examine(&settings, &scope).await;
     if cx.screen.json {
         cx.screen.print_json(&report)?;
