@@ -19,6 +19,7 @@ mod dial;
 mod facts;
 mod keeper;
 mod pace;
+mod reach;
 mod registration;
 mod reporter;
 mod status;
@@ -50,6 +51,7 @@ use self::{
 };
 pub use self::{
     facts::{HostLook, Location},
+    reach::{Answer, ReachError, reach},
     registration::{Membership, Registration, RegistrationError},
     status::{ControlPlaneState, ControlPlaneStatus},
     url::{ServiceUrl, ServiceUrlError},

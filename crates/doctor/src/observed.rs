@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use qudata_agent_core::{probe::KvmProbe, settings::Settings};
+use qudata_agent_core::{control_plane::Answer, probe::KvmProbe, settings::Settings};
 use qudata_host::{capacity::HostCapacity, pci::PciAddress, size::ByteSize};
 use qudata_qemu::{mmio::AddressWidth, qmp::VersionNumber, version::KernelVersion};
 use qudata_vfio::{
@@ -229,7 +229,7 @@ pub(crate) struct Outside {
     /// Names that are needed, and whether they are found.
     pub(crate) names: Vec<(String, Seen<()>)>,
     /// HTTP status of the control plane; none without one.
-    pub(crate) control_plane: Option<Seen<u16>>,
+    pub(crate) control_plane: Option<Seen<Answer>>,
     /// Whether the tunnel server takes connections; none without a tunnel.
     pub(crate) frps: Option<Seen<()>>,
 }

@@ -119,6 +119,8 @@ pub(super) enum Credential {
     ApiKey(SecretString),
     /// This agent.
     Secret(AgentSecret),
+    /// Somebody who looks whether the service is there.
+    Nobody,
 }
 
 impl fmt::Debug for Credential {
@@ -126,22 +128,18 @@ impl fmt::Debug for Credential {
         f.write_str(match self {
             Self::ApiKey(_) => "ApiKey",
             Self::Secret(_) => "Secret",
+            Self::Nobody => "Nobody",
         })
     }
 }
 
 impl Credential {
-    fn header(&self) -> HeaderName {
-        HeaderName::from_static(match self {
-            Self::ApiKey(_) => "x-api-key",
-            Self::Secret(_) => "x-agent-secret",
-        })
-    }
-
-    fn text(&self) -> &str {
+    /// The header, its name and value.
+    fn header(&self) -> Option<(HeaderName, &str)> {
         match self {
-            Self::ApiKey(key) => key.expose_secret(),
-            Self::Secret(secret) => secret.expose(),
+            Self::ApiKey(key) => Some((HeaderName::from_static("x-api-key"), key.expose_secret())),
+            Self::Secret(secret) => Some((HeaderName::from_static("x-agent-secret"), secret.expose())),
+            Self::Nobody => None,
         }
     }
 }
@@ -196,9 +194,6 @@ impl Caller {
     }
 
     fn request(&self, call: &Call<'_>) -> Result<Request<Full<Bytes>>, axum::http::Error> {
-        let mut credential = HeaderValue::from_str(call.credential.text())?;
-        // Not in any debug output, also of hyper.
-        credential.set_sensitive(true);
         let mut request = Request::builder()
             .method(call.method.clone())
             .uri(self.url.path(call.path))
@@ -206,8 +201,13 @@ impl Caller {
             .header(header::USER_AGENT, concat!("qudata-agent/", env!("CARGO_PKG_VERSION")))
             .header(header::ACCEPT, "application/json")
             .header(header::ACCEPT_ENCODING, "identity")
-            .header(header::CONNECTION, "close")
-            .header(call.credential.header(), credential);
+            .header(header::CONNECTION, "close");
+        if let Some((name, text)) = call.credential.header() {
+            let mut credential = HeaderValue::from_str(text)?;
+            // Not in any debug output, also of hyper.
+            credential.set_sensitive(true);
+            request = request.header(name, credential);
+        }
         if call.method != Method::GET {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
@@ -264,7 +264,7 @@ impl Caller {
             call: call.path,
             status: head.status.as_u16(),
             retry_after: asked_patience(&head.headers),
-            words: words(&body, call.credential.text()),
+            words: words(&body, call.credential.header().map(|(_, text)| text)),
         })
     }
 }
@@ -274,13 +274,13 @@ fn asked_patience(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// What a service says about a failure, where it says so in JSON. Left out where it repeats the caller's secret.
-fn words(body: &[u8], secret: &str) -> Option<String> {
+fn words(body: &[u8], secret: Option<&str>) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Failure {
         error: String,
     }
     let said = serde_json::from_slice::<Failure>(body).ok()?.error;
-    if said.is_empty() || said.contains(secret) {
+    if said.is_empty() || secret.is_some_and(|secret| said.contains(secret)) {
         return None;
     }
     Some(said.chars().take(WORDS).flat_map(char::escape_debug).collect())
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn the_services_words_are_cut_and_never_a_secret() {
-        let said = |text: &str| words(text.as_bytes(), "sk-0123456789abcdef");
+        let said = |text: &str| words(text.as_bytes(), Some("sk-0123456789abcdef"));
         assert_eq!(said(r#"{"ok":false,"error":"the key is revoked"}"#).unwrap(), "the key is revoked");
         assert_eq!(said(r#"{"error":"bad sk-0123456789abcdef"}"#), None);
         assert_eq!(said(r#"{"error":"\u001b[2J"}"#).unwrap(), "\\u{1b}[2J");

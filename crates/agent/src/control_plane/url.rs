@@ -37,11 +37,14 @@ impl ServiceUrl {
     }
 
     /// Name or address of the machine; IPv6 without brackets.
-    pub(super) fn host(&self) -> &str {
+    #[must_use]
+    pub fn host(&self) -> &str {
         &self.host
     }
 
-    pub(super) fn port(&self) -> u16 {
+    /// Its TCP port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
         self.port
     }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use qudata_agent_core::{
+    control_plane::Answer,
     probe::KvmProbe,
     settings::{LoadFrom, Settings},
 };
@@ -155,7 +156,7 @@ fn outside() -> Outside {
         synchronized: Ok(true),
         resolvers: Ok(words(&["192.0.2.53"])),
         names: vec![("internal.qudata.ai".to_owned(), Ok(())), ("agent.ru1.qudata.ai".to_owned(), Ok(()))],
-        control_plane: Some(Ok(401)),
+        control_plane: Some(Ok(Answer::Refused(401))),
         frps: Some(Ok(())),
     }
 }

@@ -1,6 +1,6 @@
 //! `time.sync`, `dns`, `control_plane`, `frps`, `agent`: does the host reach whom it needs, and does the agent run?
 
-use qudata_agent_core::settings::TunnelKind;
+use qudata_agent_core::{control_plane::Answer, settings::TunnelKind};
 
 use super::{fail, pass, unseen, warn};
 use crate::{
@@ -76,7 +76,7 @@ fn control_plane(seen: &Observed) -> Finding {
             format!("{url} is not reached: {why}"),
             "let this host out to it (TCP), then try `curl -v` with that address; or run without one: standalone = true",
         ),
-        Ok(500..) => warn(
+        Ok(Answer::Refused(500..)) => warn(
             CONTROL_PLANE,
             format!("{url} is reached and has trouble of its own"),
             "wait; the agent tries again by itself",

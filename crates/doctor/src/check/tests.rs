@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use qudata_agent_core::probe::KvmProbe;
+use qudata_agent_core::{control_plane::Answer, probe::KvmProbe};
 use qudata_host::size::ByteSize;
 use qudata_vfio::holders::{Holder, HoldingProcess};
 
@@ -449,7 +449,7 @@ fn a_host_without_a_key_is_told_before_the_agent_refuses_to_start() {
     assert_eq!(verdicts(&keyless, "control_plane"), [Fail]);
     keyless.settings = settings(&[("QUDATA_TUNNEL", "none")]);
     assert_eq!(verdicts(&keyless, "control_plane"), [Pass], "then the host is its owner's alone");
-    keyless.outside.control_plane = Some(Ok(503));
+    keyless.outside.control_plane = Some(Ok(Answer::Refused(503)));
     assert_eq!(verdicts(&keyless, "control_plane"), [Warn]);
 }
 

@@ -4,14 +4,16 @@
 use std::time::Duration;
 
 use clap::Parser;
-use qudata_agent_core::settings::LoadFrom;
+use qudata_agent_core::{
+    control_plane::{Answer, reach},
+    settings::LoadFrom,
+};
 use qudata_api::{HostView, InstanceView, Teardown};
 use qudata_doctor::{Finding, Verdict};
-use qudata_host::pci::PciAddress;
+use qudata_host::{causes::chain, pci::PciAddress};
 use qudata_image::BuildWish;
 use qudata_setup::{
-    ExposeSecret, SecretString,
-    hands::{Hands, SystemHands, order},
+    SecretString,
     outside::{KeyVerdict, Outside, PartFailure, Tenant, Tick, Tried},
     wish::Wish,
 };
@@ -40,8 +42,6 @@ const PAUSE: Duration = Duration::from_millis(500);
 const READY: Duration = Duration::from_secs(1800);
 /// How long an instance may take to go.
 const GONE: Duration = Duration::from_secs(180);
-/// Seconds for the question about the key.
-const KEY_DEADLINE: &str = "15";
 /// The codes of the builder; a word of anybody else's is none.
 const BUILD_CODES: [&str; 6] =
     ["disk_too_small", "busy", "mirror_down", "download_truncated", "bad_signature", "bad_checksum"];
@@ -149,31 +149,15 @@ impl Outside for Host {
         built.map(|record| record.id.to_string()).map_err(|error| failed(image::failure(error)))
     }
 
-    /// By curl, which reads the key from its standard input.
     fn ask_about_key(&self, url: &str, key: &SecretString) -> KeyVerdict {
-        let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
-        let mut config = format!("url = \"{}/ping\"\n", quoted(url.trim_end_matches('/')));
-        config.push_str(&format!("header = \"X-API-Key: {}\"\n", quoted(key.expose_secret())));
-        let words = [
-            "--config",
-            "-",
-            "--silent",
-            "--show-error",
-            "--output",
-            "/dev/null",
-            "--write-out",
-            "%{http_code}",
-        ];
-        let order = order("curl").args(words).args(["--max-time", KEY_DEADLINE, "--proto", "=http,https"]);
-        match SystemHands.run(&order.reads(config.into()), &mut |_| {}) {
-            Ok(answer) if answer.ok() => match answer.out.trim().parse() {
-                Ok(200..=299) => KeyVerdict::Accepted,
-                Ok(status @ (401 | 403)) => KeyVerdict::Refused(status),
-                _ => KeyVerdict::Unreachable(format!("it answered {}", line(answer.out.trim()))),
-            },
-            Ok(answer) => KeyVerdict::Unreachable(line(&answer.last_words())),
-            // The package brings it.
-            Err(_) => KeyVerdict::CannotAsk,
+        let Ok(url) = url.parse() else { return KeyVerdict::CannotAsk };
+        match self.handle.block_on(reach(&url, Some(key.clone()))) {
+            Ok(Answer::Accepted) => KeyVerdict::Accepted,
+            Ok(Answer::Refused(status @ (401 | 403))) => KeyVerdict::Refused(status),
+            Ok(Answer::Refused(status)) => KeyVerdict::Unreachable(format!("it answered {status}")),
+            // The package brings them.
+            Err(error) if error.trusts_nobody() => KeyVerdict::CannotAsk,
+            Err(error) => KeyVerdict::Unreachable(line(&chain(&error))),
         }
     }
 }
