@@ -40,7 +40,7 @@ make_private_folder() {
     # Of installations that lost their power.
     rm -rf -- /var/lib/qudata-install.*
     work=$(mktemp -d /var/lib/qudata-install.XXXXXXXXXX) || fail no_space 'No folder can be made in /var/lib.' "$ROOM"
-    trap 'rm -rf -- "$work"' EXIT
+    trap 'trap "" INT TERM HUP; rm -rf -- "$work"' EXIT
     : >"$work/said"
 }
 

@@ -69,5 +69,9 @@ async fn instance(cx: Context<'_>, command: Instance) -> Result<Exit, Failure> {
 /// A client waits for one thing at a time.
 fn on_one_thread(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|e| anyhow::Error::new(e).context("cannot start the runtime"))?.block_on(work)
+    let runtime = runtime.map_err(|e| anyhow::Error::new(e).context("cannot start the runtime"))?;
+    let done = runtime.block_on(work);
+    // What the answer does not need is not waited for: a resolver that hangs takes half a minute.
+    runtime.shutdown_background();
+    done
 }

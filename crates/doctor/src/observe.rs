@@ -1,7 +1,7 @@
 //! Looks at the host: everything at once, everything within one deadline. Called by [`crate::examine`].
 //!
 //! Files are read by threads of their own and programs by children: whatever hangs in the kernel is left there and told
-//! as such. (The runtime's own threads would be waited for at its end.)
+//! as such. (The runtime's own threads, which look up a name for [`outside`], the CLI does not wait for.)
 
 mod agent;
 mod asked;

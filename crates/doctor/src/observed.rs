@@ -228,7 +228,7 @@ pub(crate) struct Outside {
     pub(crate) resolvers: Seen<Vec<String>>,
     /// Names that are needed, and whether they are found.
     pub(crate) names: Vec<(String, Seen<()>)>,
-    /// HTTP status of the control plane; none without one.
+    /// What the control plane said; none without one.
     pub(crate) control_plane: Option<Seen<Answer>>,
     /// Whether the tunnel server takes connections; none without a tunnel.
     pub(crate) frps: Option<Seen<()>>,

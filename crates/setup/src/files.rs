@@ -128,6 +128,12 @@ impl Files {
         }
     }
 
+    /// Whether it is a folder, and no link to one.
+    #[must_use]
+    pub fn is_dir(&self, path: &str) -> bool {
+        fs::symlink_metadata(self.at(path)).is_ok_and(|found| found.is_dir())
+    }
+
     /// Names in a folder, in order; none in one that is not there.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The form of the file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Everything that was changed, in the order in which it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,7 +20,6 @@ pub struct Manifest {
     /// When the first change was made, RFC 3339.
     pub since: String,
     /// Goes into the checksums of secrets, so that they tell nothing to who reads the list but not the secret.
-    #[serde(default)]
     pub salt: String,
     /// Number of the next backup.
     pub next_backup: u32,

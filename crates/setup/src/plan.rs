@@ -6,6 +6,8 @@ mod fitness;
 
 pub(crate) use self::fitness::off_in_firmware;
 
+use std::collections::BTreeSet;
+
 use qudata_host::pci::PciAddress;
 
 use crate::{
@@ -82,6 +84,8 @@ pub struct Plan {
     pub changes: Vec<(Step, Change)>,
     /// The kernel parameters that the boot loader must pass.
     pub params: Vec<String>,
+    /// GPUs that no VM has tried out yet and that are rented out now.
+    pub later: Vec<PciAddress>,
     /// Worth knowing.
     pub notes: Vec<String>,
 }
@@ -121,12 +125,8 @@ pub fn plan(
     if builds {
         plan.changes.push((Step::Image, Change::Image { from: wish.image.clone() }));
     }
-    let tested = tested.filter(|tested| !builds && tested.version == tested_version(observed));
-    let mut untried: Vec<PciAddress> = plan.chosen.gpus.iter().map(|gpu| gpu.address).collect();
-    untried.retain(|gpu| tested.is_none_or(|tested| !tested.gpus.contains(&gpu.to_string())));
-    if !wish.skip_selftest && (tested.is_none() || !untried.is_empty()) {
-        untried.retain(|gpu| !observed.tenants.iter().any(|tenant| tenant.gpus.contains(gpu)));
-        plan.changes.push((Step::Selftest, Change::Selftest { gpus: untried }));
+    if !wish.skip_selftest {
+        selftest(observed, &mut plan, tested.filter(|_| !builds));
     }
     if !observed.enabled {
         plan.changes.push((Step::Agent, Change::Enable));
@@ -135,11 +135,33 @@ pub fn plan(
     Ok(plan)
 }
 
-/// The version that a self-test is of.
+/// What self-tests were of that still count; nothing yet where the version or the cards are others.
 #[must_use]
-pub fn tested_version(observed: &Observed) -> &str {
+pub fn still_tested(observed: &Observed, plan: &Plan, tested: Option<&Tested>) -> Option<Tested> {
+    let now = to_be_tested(observed, plan);
+    tested.filter(|tested| (&tested.version, &tested.chosen) == (&now.version, &now.chosen)).cloned()
+}
+
+/// What a self-test is of, before any GPU was tried.
+#[must_use]
+pub fn to_be_tested(observed: &Observed, plan: &Plan) -> Tested {
     let package = &observed.package;
-    package.offered.as_deref().or(package.installed.as_deref()).unwrap_or_default()
+    let version = package.offered.clone().or_else(|| package.installed.clone()).unwrap_or_default();
+    let chosen = plan.chosen.gpus.iter().map(|gpu| gpu.address.to_string()).collect();
+    Tested { version, chosen, gpus: BTreeSet::new() }
+}
+
+/// Every GPU is tried once, and a host without one with a VM that has none.
+fn selftest(observed: &Observed, plan: &mut Plan, tested: Option<&Tested>) {
+    let tested = still_tested(observed, plan, tested);
+    let tried = |gpu: &PciAddress| tested.as_ref().is_some_and(|t| t.gpus.contains(&gpu.to_string()));
+    let rented = |gpu: &PciAddress| observed.tenants.iter().any(|tenant| tenant.gpus.contains(gpu));
+    let gpus = plan.chosen.gpus.iter().map(|gpu| gpu.address);
+    let (later, now): (Vec<_>, Vec<_>) = gpus.filter(|gpu| !tried(gpu)).partition(rented);
+    plan.later = later;
+    if !now.is_empty() || plan.chosen.gpus.is_empty() && tested.is_none() {
+        plan.changes.push((Step::Selftest, Change::Selftest { gpus: now }));
+    }
 }
 
 fn package(observed: &Observed, wish: &Wish, plan: &mut Plan) -> Result<(), SetupError> {
@@ -187,7 +209,7 @@ fn key(observed: &Observed, plan: &mut Plan) -> Result<(), SetupError> {
         let remedy = "Take the key from your account, and give it in the environment or in a file, never as an argument; \
                       or install without a control plane: --standalone.";
         return Err(
-            SetupError::new(Code::BadKey, what, remedy).next("sudo qudata-agent install --api-key-file FILE")
+            SetupError::new(Code::BadKey, what, remedy).next("qudata-agent install --api-key-file FILE")
         );
     }
     if key.given && !key.same {

@@ -94,7 +94,9 @@ pub enum Event {
 pub struct Tested {
     /// The package's version: another one is another test.
     pub version: String,
-    /// Addresses of the GPUs that a VM had.
+    /// Addresses of all GPUs that were for rent then: with another card in the host, an address may be another card's.
+    pub chosen: BTreeSet<String>,
+    /// Those of them that a VM had.
     pub gpus: BTreeSet<String>,
 }
 

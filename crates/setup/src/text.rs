@@ -40,7 +40,7 @@ pub fn describe(observed: &Observed, plan: &Plan) -> String {
         let name = observed.names.get(address).map_or("unknown device", String::as_str);
         let _ = writeln!(text, "  {address}  left out: {why} ({name})");
     }
-    for note in &plan.notes {
+    for note in plan.notes.iter().chain(&later(plan)) {
         let _ = writeln!(text, "Note: {note}");
     }
     if plan.changes.is_empty() {
@@ -57,6 +57,12 @@ pub fn describe(observed: &Observed, plan: &Plan) -> String {
     }
     text.push_str("\nNothing was changed.\n");
     text
+}
+
+/// Which GPUs are not tried out, because they are rented out.
+pub(crate) fn later(plan: &Plan) -> Option<String> {
+    let names: Vec<String> = plan.later.iter().map(ToString::to_string).collect();
+    (!names.is_empty()).then(|| format!("rented out, and tried out another time: {}", names.join(", ")))
 }
 
 fn describe_change(text: &mut String, change: &Change) {

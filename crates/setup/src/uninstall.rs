@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use rustix::fs::{FlockOperation, flock};
+
 use crate::{
     boot,
     error::{Code, SetupError},
@@ -77,6 +79,7 @@ pub fn uninstall(means: Means<'_>, removal: Removal) -> Result<Left, SetupError>
         return Err(not_root("uninstall"));
     }
     if !means.files.exists(places::STATE) {
+        sweep_downloads(means)?;
         remove_empty(means)?;
         return Ok(vec!["`qudata-agent install` changed nothing on this host.".into()]);
     }
@@ -358,8 +361,25 @@ fn remove_groups(
     Ok(left)
 }
 
-/// What the agent wrote by itself where the package has its settings, what is left in `/run`, and where a server lost its
-/// power while install.sh worked, the folder of that.
+/// Where a server lost its power while install.sh worked, the folder of that. One that works now holds a lock on the
+/// folder above.
+fn sweep_downloads(means: Means<'_>) -> Result<(), SetupError> {
+    const ABOVE: &str = "/var/lib";
+    let files = means.files;
+    let Ok(above) = std::fs::File::open(files.at(ABOVE)) else { return Ok(()) };
+    if flock(&above, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(());
+    }
+    for name in files.names(ABOVE)? {
+        let path = format!("{ABOVE}/{name}");
+        if name.starts_with("qudata-install.") && files.is_dir(&path) {
+            files.remove_tree(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the agent wrote by itself where the package has its settings, and what is left in `/run`.
 fn sweep(means: Means<'_>) -> Result<(), SetupError> {
     let files = means.files;
     for name in files.names("/etc/qudata")? {
@@ -371,10 +391,5 @@ fn sweep(means: Means<'_>) -> Result<(), SetupError> {
         files.remove_empty_dir("/etc/qudata")?;
     }
     files.remove(places::SELFTEST_DROP_IN)?;
-    for name in files.names("/var/lib")? {
-        if name.starts_with("qudata-install.") {
-            files.remove_tree(&format!("/var/lib/{name}"))?;
-        }
-    }
-    Ok(())
+    sweep_downloads(means)
 }

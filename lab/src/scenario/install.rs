@@ -112,7 +112,7 @@ pub(super) fn power_cuts(machine: &mut Machine) -> Result<()> {
     ensure!(said.status.success(), "it does not finish: {}", said.stderr.trim());
     wait_until_installed(machine)?;
     let zeroes = machine.remote.run("grep -qaP '\\x00' /var/log/qudata/install.log", QUICK)?;
-    ensure!(!zeroes.status.success(), "the power cuts left zeroes in the log");
+    ensure!(zeroes.status.code() == Some(1), "the power cuts left zeroes in the log, or there is none");
     ensure_rents(machine, "after-cuts")?;
     uninstall(machine, "--purge")?;
     machine.reset_hard()?;

@@ -287,3 +287,21 @@ fn a_server_that_goes_down_under_it_finds_nothing_of_it_when_it_comes_up() {
         end(child).handed_over(&site);
     }
 }
+
+#[test]
+fn a_server_that_goes_down_while_it_downloads_finds_nothing_either() {
+    let site = Site::new();
+    let server = site.serve(&[]);
+    let before = r#"dpkg-deb() (
+    trap '' TERM HUP
+    setsid bash -c 'for i in {1..500}; do kill -TERM -- "-$0"; kill -HUP -- "-$0"; sleep 0.001; done' \
+        "$(ps -o pgid= $$ | tr -d ' ')" >/dev/null 2>&1 &
+    sleep 0.3
+    exit 1
+)
+export -f dpkg-deb"#;
+    let mut command = site.bash(before, &["-s"]);
+    let ended = end(start(command.process_group(0), site.script(&server.url).as_bytes()));
+    assert_ne!(ended.code, Some(0), "{ended:?}");
+    site.untouched();
+}

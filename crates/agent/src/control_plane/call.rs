@@ -1,5 +1,5 @@
 //! One call to the control plane, from the request to the bytes of the answer, within its bounds. Knows no meaning of any
-//! call; `keeper` and `reporter` make them.
+//! call; `keeper`, `reporter` and `reach` make them.
 //!
 //! The service is trusted with nothing: what it sends is bounded in time and size, redirects are errors, and nothing of a
 //! reply decides where the next call goes.

@@ -31,6 +31,12 @@ impl ReachError {
     pub fn trusts_nobody(&self) -> bool {
         matches!(self.0, CallError::Dial(DialError::Trust(TrustError::NoAuthorities)))
     }
+
+    /// Its name is not found.
+    #[must_use]
+    pub fn knows_no_name(&self) -> bool {
+        matches!(self.0, CallError::Dial(DialError::Resolve { .. }))
+    }
 }
 
 /// `GET /ping`, as the owner where a key is given, as nobody otherwise. Takes 10 seconds at most.
@@ -91,6 +97,15 @@ mod tests {
         assert!(!head.contains("x-api-key") && !head.contains("x-agent-secret"), "{head}");
         let (said, _) = asked("SSH-2.0-OpenSSH_9.2\r\n", None).await;
         let error = said.unwrap_err();
-        assert!(error.to_string().contains("did not answer in HTTP") && !error.trusts_nobody(), "{error}");
+        assert!(error.to_string().contains("did not answer in HTTP"), "{error}");
+        assert!(!error.trusts_nobody() && !error.knows_no_name(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_this_host_lacks_is_told_apart() {
+        let blind = ReachError(CallError::Dial(DialError::Trust(TrustError::NoAuthorities)));
+        assert!(blind.trusts_nobody() && !blind.knows_no_name());
+        let nowhere = reach(&"https://nowhere.invalid/v0".parse().unwrap(), None).await.unwrap_err();
+        assert!(nowhere.knows_no_name() && !nowhere.trusts_nobody(), "{nowhere:?}");
     }
 }

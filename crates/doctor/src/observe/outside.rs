@@ -42,7 +42,7 @@ pub(super) async fn observe(look: &Look) -> Outside {
     };
     let control_plane = async {
         match service {
-            Some(url) => Some(look.by_end(ask(look, url)).await),
+            Some(url) => Some(look.by_end(ask(url)).await),
             None => None,
         }
     };
@@ -109,9 +109,10 @@ async fn connect(look: &Look, peer: &Peer) -> Seen<TcpStream> {
     Err(last)
 }
 
-async fn ask(look: &Look, url: &ServiceUrl) -> Seen<Answer> {
-    // The check of names tells why. Looked up here first, because a resolver that hangs must not be waited for at the end.
-    let found = resolve(look, &Peer::of(url)).await;
-    found.map_err(|_| Unseen::Needs("its name is not found"))?;
-    reach(url, None).await.map_err(|error| Unseen::Failed(chain(&error)))
+async fn ask(url: &ServiceUrl) -> Seen<Answer> {
+    reach(url, None).await.map_err(|error| match error.knows_no_name() {
+        // The check of names tells why.
+        true => Unseen::Needs("its name is not found"),
+        false => Unseen::Failed(chain(&error)),
+    })
 }

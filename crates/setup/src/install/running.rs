@@ -153,6 +153,9 @@ impl Run<'_, '_> {
         if plan.of(Step::Image).next().is_none() {
             return Ok(End::Already);
         }
+        // On disk before there is a new image, which nothing has tried.
+        course.kept.tested = None;
+        course.save()?;
         let built = {
             let mut tick = ticker(course, Step::Image);
             self.means.outside.build_image(self.wish, &mut tick)
@@ -162,7 +165,6 @@ impl Run<'_, '_> {
         })?;
         course.note(format!("base image {id} is there"));
         course.kept.image.clone_from(&self.wish.image);
-        course.kept.tested = None;
         Ok(End::Done)
     }
 
@@ -172,19 +174,15 @@ impl Run<'_, '_> {
             return Ok(End::Skipped);
         }
         let (mut observed, mut plan) = self.look(course)?;
-        if plan.of(Step::Selftest).next().is_none() {
-            return Ok(End::Already);
-        }
         if self.clear_leftovers(course, &observed)? {
             (observed, plan) = self.look(course)?;
+        }
+        if let Some(text) = crate::text::later(&plan) {
+            course.note(text);
         }
         let Some(Change::Selftest { gpus }) = plan.of(Step::Selftest).next() else {
             return Ok(End::Already);
         };
-        if gpus.is_empty() && !plan.chosen.gpus.is_empty() {
-            course.note("every GPU is rented out at the moment: none is tried out");
-            return Ok(End::Skipped);
-        }
         leftovers::expect(self.means, &observed.tenants)?;
         let tested = if observed.tenants.is_empty() {
             self.selftest_alone(gpus)
@@ -201,11 +199,9 @@ impl Run<'_, '_> {
         for line in tried.seen {
             course.note(line);
         }
-        // What is rented out is tried another time.
-        let version = plan::tested_version(&observed);
-        let mut known =
-            course.kept.tested.take().filter(|tested| tested.version == version).unwrap_or_default();
-        version.clone_into(&mut known.version);
+        // What was rented out meanwhile is tried another time.
+        let known = plan::still_tested(&observed, &plan, course.kept.tested.as_ref());
+        let mut known = known.unwrap_or_else(|| plan::to_be_tested(&observed, &plan));
         known.gpus.extend(tried.gpus.iter().map(ToString::to_string));
         course.kept.tested = Some(known);
         Ok(End::Done)
@@ -367,12 +363,12 @@ pub(super) fn check_key(
         KeyVerdict::Refused(status) => {
             let what = format!("the control plane at {url} refuses the API key (it answered {status})");
             let remedy = "Take the key from your account again: it may have been typed wrongly or withdrawn.";
-            Err(SetupError::new(Code::BadKey, what, remedy)
-                .next("sudo qudata-agent install --api-key-file FILE"))
+            Err(SetupError::new(Code::BadKey, what, remedy).next("qudata-agent install --api-key-file FILE"))
         }
         KeyVerdict::Unreachable(why) if !offline => {
             let what = format!("the control plane at {url} does not answer: {why}");
-            let remedy = "Look at this host's network, or go on without asking: --offline; the agent registers when it can.";
+            let remedy = "The agent calls it directly, never through a proxy: look at this host's network. Or go on without asking: \
+                          --offline; the agent registers when it can.";
             Err(SetupError::new(Code::ControlPlaneUnreachable, what, remedy)
                 .next("qudata-agent install --offline"))
         }

@@ -77,9 +77,7 @@ fn forbidden(observed: &Observed, wish: &Wish) -> Result<(), SetupError> {
         format!("That is a setting of yours, which is not changed here: take `{word}` out of {place}.");
     if word.starts_with("intel_iommu=") {
         let remedy = format!("{remedy} Or say that a parameter is to be added which has the last word.");
-        return Err(
-            SetupError::new(Code::IommuOff, what, remedy).next("sudo qudata-agent install --iommu on")
-        );
+        return Err(SetupError::new(Code::IommuOff, what, remedy).next("qudata-agent install --iommu on"));
     }
     Err(SetupError::new(Code::IommuOff, what, remedy)
         .next(format!("sudo editor {place}; sudo qudata-agent install")))

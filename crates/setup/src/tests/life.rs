@@ -73,7 +73,8 @@ fn taken_back_byte_for_byte() {
     world.reboot();
     world.go_on().unwrap();
     // The server lost its power while the one line ran for the first time.
-    world.file("var/lib/qudata-install.AbCdEfGhIj/root/usr/bin/qudata-agent", "program");
+    let download = "var/lib/qudata-install.AbCdEfGhIj/root/usr/bin/qudata-agent";
+    world.file(download, "program");
     assert_eq!(world.uninstall(true).unwrap(), Vec::<String>::new());
     assert_eq!(differences(&before, &tree(world.host.root())), Vec::<String>::new());
     assert_eq!(*world.packages.borrow(), packages);
@@ -318,4 +319,22 @@ fn only_what_was_tried_counts_as_tried() {
     world.tenants.replace(vec![named("1", "renter")]);
     world.install(wish()).unwrap();
     assert_eq!(last().next(), None, "both were tried, whatever is rented now");
+    // Another card in the host, and the firmware has numbered them anew.
+    let kept = world.text("var/lib/qudata/setup/progress.json").unwrap();
+    assert!(kept.contains(other), "{kept}");
+    world.file("var/lib/qudata/setup/progress.json", &kept.replace(other, "0000:17:00.0"));
+    world.tenants.borrow_mut().clear();
+    world.install(wish()).unwrap();
+    assert_eq!(last().collect::<Vec<_>>(), [format!("selftest {GPU} {other}")], "an address proves nothing");
+}
+
+#[test]
+fn a_card_that_is_rented_is_not_promised_to_be_tried() {
+    let world = world(vec![Device::gpu(GPU).group(7)]);
+    world.tenants.replace(vec![Tenant { gpus: vec![GPU.parse().unwrap()], ..named("1", "renter") }]);
+    world.active.set(true);
+    world.install(wish()).unwrap();
+    assert!(!world.commands.borrow().iter().any(|c| c.starts_with("selftest")));
+    let said = format!("{:?}", world.events.borrow());
+    assert!(said.contains("tried out another time") && said.contains(GPU), "{said}");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use qudata_agent_core::{
-    control_plane::{Answer, reach},
+    control_plane::{Answer, ReachError, reach},
     settings::LoadFrom,
 };
 use qudata_api::{HostView, InstanceView, Teardown};
@@ -151,14 +151,18 @@ impl Outside for Host {
 
     fn ask_about_key(&self, url: &str, key: &SecretString) -> KeyVerdict {
         let Ok(url) = url.parse() else { return KeyVerdict::CannotAsk };
-        match self.handle.block_on(reach(&url, Some(key.clone()))) {
-            Ok(Answer::Accepted) => KeyVerdict::Accepted,
-            Ok(Answer::Refused(status @ (401 | 403))) => KeyVerdict::Refused(status),
-            Ok(Answer::Refused(status)) => KeyVerdict::Unreachable(format!("it answered {status}")),
-            // The package brings them.
-            Err(error) if error.trusts_nobody() => KeyVerdict::CannotAsk,
-            Err(error) => KeyVerdict::Unreachable(line(&chain(&error))),
-        }
+        verdict(self.handle.block_on(reach(&url, Some(key.clone()))))
+    }
+}
+
+fn verdict(said: Result<Answer, ReachError>) -> KeyVerdict {
+    match said {
+        Ok(Answer::Accepted) => KeyVerdict::Accepted,
+        Ok(Answer::Refused(status @ (401 | 403))) => KeyVerdict::Refused(status),
+        Ok(Answer::Refused(status)) => KeyVerdict::Unreachable(format!("it answered {status}")),
+        // The package brings them.
+        Err(error) if error.trusts_nobody() => KeyVerdict::CannotAsk,
+        Err(error) => KeyVerdict::Unreachable(line(&chain(&error))),
     }
 }
 
@@ -211,6 +215,18 @@ mod tests {
     fn the_builders_code_is_kept_when_it_is_one() {
         assert_eq!(code_in(" [bad_checksum] it is not"), "bad_checksum");
         assert_eq!(code_in("[made_up] x"), "image_failed");
+    }
+
+    #[test]
+    fn what_the_service_answers_to_a_key() {
+        assert_eq!(verdict(Ok(Answer::Accepted)), KeyVerdict::Accepted);
+        for status in [401, 403] {
+            assert_eq!(verdict(Ok(Answer::Refused(status))), KeyVerdict::Refused(status));
+        }
+        for status in [301, 404, 429, 503] {
+            let said = KeyVerdict::Unreachable(format!("it answered {status}"));
+            assert_eq!(verdict(Ok(Answer::Refused(status))), said);
+        }
     }
 
     #[test]
