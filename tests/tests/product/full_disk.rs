@@ -17,7 +17,10 @@ fn slow_a_full_disk_harms_no_tenant_and_delete_makes_room() {
     let vm = agent.create(&guest(&key.public));
     agent.wait_for_phase(&vm, "ready", BOOT);
     let login = agent.login(&vm, &key.file);
-    login.run("echo kept > /root/kept; sync");
+    // From here on it writes nothing by itself: a guest that does stands still sooner than this story wants it to.
+    login.run(
+        "echo kept > /root/kept; sync; echo u > /proc/sysrq-trigger; while touch /root/kept 2> /dev/null; do sleep 0.1; done",
+    );
     let (qemu, boot_id) = (agent.qemu(&vm), login.run("cat /proc/sys/kernel/random/boot_id"));
     disk.fill();
 
@@ -39,7 +42,7 @@ fn slow_a_full_disk_harms_no_tenant_and_delete_makes_room() {
     assert_eq!(login.run("cat /proc/sys/kernel/random/boot_id"), boot_id, "the guest noticed nothing");
 
     // The guest writes more than there is room for: it stands still instead of losing what it wrote.
-    login.run_later("dd if=/dev/urandom of=/root/more bs=1M count=600 oflag=direct");
+    login.run_later("mount -o remount,rw /; dd if=/dev/urandom of=/root/more bs=1M count=600 oflag=direct");
     agent.wait_for_state(&vm, "paused", BOOT);
     let view = agent.view(&vm).to_string();
     assert!(view.contains("disk_error") && view.contains("file system is full"), "{view}");
