@@ -1,5 +1,4 @@
-//! One GET over a connection that is there already: to the agent's socket, to the control plane. Bounded in size here, in
-//! time by the callers.
+//! One GET over a connection to the agent's socket that is there already. Bounded in size here, in time by the callers.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
