@@ -122,6 +122,7 @@ fn machine(place: &Path, keys: &Keys) -> Result<Machine> {
         mmio: None,
         qmp_socket: path("qmp.sock"),
         ready_socket: path("ready.sock"),
+        power_socket: path("power.sock"),
     })
 }
 

@@ -278,11 +278,11 @@ async fn make_site(
     store: Store,
     gpus: Gpus,
 ) -> Result<(Site, Option<Problem>), DaemonError> {
-    let shim = std::env::current_exe().map_err(cannot("find the agent's own program"))?;
+    let program = std::env::current_exe().map_err(cannot("find the agent's own program"))?;
     let table = table_name(paths.data()).parse().map_err(cannot("name the network policy"))?;
     let allow = settings.egress_allow.iter().map(|cidr| cidr.parse()).collect::<Result<Vec<_>, _>>();
     let kvm_group = std::fs::metadata("/dev/kvm").map(|device| device.gid()).ok().filter(|gid| *gid != 0);
-    let chosen = choose_launcher(settings.launcher, shim, vec![SHIM_COMMAND.into()]).await;
+    let chosen = choose_launcher(settings.launcher, program.clone(), vec![SHIM_COMMAND.into()]).await;
     let (launcher, unconfined) = chosen.map_err(DaemonError::Launcher)?;
     let site = Site {
         management_key: management_key(&settings.management_key)?,
@@ -290,6 +290,7 @@ async fn make_site(
         egress: Egress::new(table, allow.map_err(cannot("read QUDATA_EGRESS_ALLOW"))?),
         vm_groups: kvm_group.filter(|_| settings.accel == Accel::Kvm).into_iter().collect(),
         qemu_version: version::observe_qemu(&settings.qemu_binary).await.ok().map(|found| found.qemu),
+        program,
         boot_id: process::boot_id().map_err(cannot("read the id of this boot"))?,
         settings,
         paths,

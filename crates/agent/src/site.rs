@@ -1,7 +1,7 @@
 //! What all instances of one agent share: settings, paths, store, launcher, egress policy, keys. Built once by `daemon`,
 //! read by every instance's task; holds no state that changes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use qudata_guest::keys::ManagementKey;
 use qudata_host::{launch::Launcher, size::ByteSize};
@@ -43,6 +43,8 @@ pub struct Site {
     pub vm_groups: Vec<u32>,
     /// Which QEMU it is, where it tells.
     pub qemu_version: Option<VersionNumber>,
+    /// The agent's own program, for what it starts of itself.
+    pub program: PathBuf,
     /// This boot of the host.
     pub boot_id: String,
     /// Told whenever an instance changes or is gone.

@@ -28,6 +28,10 @@ fn main() -> ExitCode {
     if first.as_deref().is_some_and(|a| a == qudata_vfio::door::CHILD_COMMAND) {
         return qudata_vfio::door::child_main().into();
     }
+    // It runs in the sandbox of a VM.
+    if first.as_deref().is_some_and(|a| a == qudata_qemu::shutdown::COMMAND) {
+        return qudata_qemu::shutdown::main().into();
+    }
     let line = match args::CommandLine::try_parse() {
         Ok(line) => line,
         Err(error) => {

@@ -32,6 +32,7 @@ fn launch(dir: &Path, program: &str, args: &[&str]) -> Launch {
         nice: 5,
         no_files: 64,
         confinement: Confinement::default(),
+        ending: None,
     }
 }
 

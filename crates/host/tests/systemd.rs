@@ -49,6 +49,7 @@ impl Run {
             nice: 5,
             no_files: 64,
             confinement: Confinement { private_network: true, ..Confinement::default() },
+            ending: None,
         }
     }
 

@@ -294,8 +294,10 @@ fn channels(machine: &Machine, line: &mut Line) {
             .set("chardev", id::READY)
             .set("name", READY_PORT),
     );
-    line.option("-chardev", socket_server("qmp", &machine.qmp_socket));
-    line.option("-mon", Value::new("").set("chardev", "qmp").set("mode", "control"));
+    for (name, socket) in [("qmp", &machine.qmp_socket), ("power", &machine.power_socket)] {
+        line.option("-chardev", socket_server(name, socket));
+        line.option("-mon", Value::new("").set("chardev", name).set("mode", "control"));
+    }
 }
 
 fn file_node(name: &str, path: &Path) -> Value {

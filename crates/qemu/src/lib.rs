@@ -22,4 +22,5 @@ mod owned;
 pub mod console;
 pub mod probe;
 pub mod qmp;
+pub mod shutdown;
 pub mod vm;

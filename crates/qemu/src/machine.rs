@@ -59,6 +59,8 @@ pub struct Machine {
     pub qmp_socket: PathBuf,
     /// Where QEMU listens for the reader of the ready port.
     pub ready_socket: PathBuf,
+    /// Where QEMU listens for QMP a second time, for who shuts the guest down without the agent.
+    pub power_socket: PathBuf,
 }
 
 /// What executes guest instructions.

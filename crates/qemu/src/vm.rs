@@ -22,7 +22,7 @@ use std::{
 };
 
 use qudata_host::{
-    launch::{Launch, Launcher},
+    launch::{Ending, Launch, Launcher},
     process::{ExitReport, Process, ProcessError, ProcessIdentity},
     size::ByteSize,
 };
@@ -37,6 +37,7 @@ use crate::{
     machine::Machine,
     owned::Owner,
     qmp::{ConnectError, Qmp, QmpEvents, RunState, Vcpu},
+    shutdown,
 };
 
 /// What an error shows of QEMU's own output.
@@ -71,6 +72,9 @@ pub struct VmLaunch<'a> {
     pub iommu_groups: Vec<u32>,
     /// Limit of locked memory, where GPUs pin the guest's RAM.
     pub memlock: Option<ByteSize>,
+    /// A program that runs [`crate::shutdown::main`] when its first argument is [`crate::shutdown::COMMAND`]. Without it a
+    /// guest loses its power when the host goes down.
+    pub shutdown: Option<PathBuf>,
 }
 
 /// A QEMU that runs and has not yet been spoken to.
@@ -122,6 +126,12 @@ impl VmLaunch<'_> {
             nice: self.nice,
             no_files: self.no_files,
             confinement: plan_confinement(self),
+            ending: self.shutdown.clone().map(|program| Ending {
+                program,
+                args: vec![shutdown::COMMAND.into(), self.paths.power_socket().into()],
+                patience: shutdown::PATIENCE,
+                before: vec![paths::PASST.to_owned()],
+            }),
         };
         let process = launcher.launch(&launch).await.map_err(LaunchVmError::Start)?;
         Ok(LaunchedVm { process, paths: self.paths.clone(), uuid: self.machine.uuid, started })

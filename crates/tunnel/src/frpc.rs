@@ -247,5 +247,6 @@ fn launch(setup: &TunnelSetup) -> Launch {
             tasks_max: Some(TASKS),
             ..Confinement::default()
         },
+        ending: None,
     }
 }

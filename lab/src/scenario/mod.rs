@@ -192,6 +192,13 @@ pub(crate) const ALL: &[Scenario] = &[
         run: reset::while_running_with_gpu,
     },
     Scenario {
+        name: "gpu_reboot",
+        about: "the owner restarts the server under a VM with a GPU: its guest is shut down in good order, and comes back",
+        long: true,
+        shape: L1::gpus,
+        run: reset::restarted_by_its_owner,
+    },
+    Scenario {
         name: "gpu_reset_creating",
         about: "the server loses power while an instance with a GPU is made",
         long: true,

@@ -1,4 +1,4 @@
-//! The server loses power. Called through the table.
+//! The server loses power, or its owner restarts it. Called through the table.
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -10,9 +10,14 @@ use crate::tenant::{Order, Tenant};
 
 const QUICK: Duration = Duration::from_secs(60);
 const SETTLED: Duration = Duration::from_secs(120);
+/// Shutting down included, of the guest as well.
+const REBOOT: Duration = Duration::from_secs(300);
 
 /// Writes a file the guest must keep, and tells its hash.
 const WRITE: &str = "head -c 8000000 /dev/urandom >/root/kept && sync && sha256sum </root/kept";
+
+/// Writes a file that only a guest which is shut down in good order keeps, and tells its hash.
+const LEAVE_UNWRITTEN: &str = "head -c 8000000 /dev/urandom >/root/unwritten && sha256sum </root/unwritten";
 
 /// The agent without GPUs, or with the one of slot a; how many an order asks for.
 fn start(machine: &Machine, gpus: Option<u32>) -> Result<()> {
@@ -75,6 +80,30 @@ fn running(machine: &mut Machine, gpus: Option<u32>) -> Result<()> {
     ensure!(tenant.boot_id()? != boot, "the guest claims to have survived the reset");
     let now = tenant.inside("sha256sum </root/kept")?;
     ensure!(now == hash, "the guest's file had {hash} and has {now}");
+    tenant.delete()?;
+    before.assert_clean(machine)
+}
+
+/// The owner restarts the server: the guest is shut down in good order, and comes back by itself with its GPU.
+pub(super) fn restarted_by_its_owner(machine: &mut Machine) -> Result<()> {
+    start(machine, Some(1))?;
+    let before = Baseline::take(machine)?;
+    let tenant = Tenant::order(machine, &Order { name: "patient", gpus: Some(1), ..Order::default() })?;
+    tenant.wait_until_ready()?;
+    let server = machine.boot_id()?;
+    let tenant = Tenant::known(machine, "patient");
+    let (boot, hash) = (tenant.boot_id()?, tenant.inside(LEAVE_UNWRITTEN)?);
+    // The answer may never come.
+    let _ = machine.remote.run("systemctl reboot", QUICK);
+    machine.await_reboot(&server, REBOOT)?;
+    let machine = &*machine;
+    agent::wait_until_it_answers(machine)?;
+    let tenant = Tenant::known(machine, "patient");
+    // Without being asked: that the VM ended is not taken for the tenant's or a fault's doing.
+    tenant.wait_until_ready()?;
+    ensure!(tenant.boot_id()? != boot, "the guest claims to have survived the restart");
+    let now = tenant.inside("sha256sum </root/unwritten")?;
+    ensure!(now == hash, "the guest was cut off: its file had {hash} and has {now}");
     tenant.delete()?;
     before.assert_clean(machine)
 }

@@ -31,13 +31,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("qudata-doctor", &["qudata-host", "qudata-vfio", "qudata-qemu", "qudata-agent-core"]),
     ("qudata-setup", &["qudata-host", "qudata-vfio", "qudata-image", "qudata-doctor", "qudata-agent-core"]),
-    // `host` and `vfio` for the two programs it becomes: `launch-shim` and `pci-child`.
+    // `host`, `vfio` and `qemu` for the programs it becomes: `launch-shim`, `pci-child` and `shutdown-guest`.
     (
         "qudata-agent",
         &[
             "qudata-api",
             "qudata-host",
             "qudata-vfio",
+            "qudata-qemu",
             "qudata-agent-core",
             "qudata-doctor",
             "qudata-image",

@@ -9,8 +9,11 @@ use qudata_guest::{
     keys::{GuestKey, HostKey},
     metrics::MetricsSampler,
 };
-use qudata_host::causes::chain;
-use qudata_host::process::{ExitReport, Process, ProcessError, Signal};
+use qudata_host::{
+    causes::chain,
+    launch::Launcher,
+    process::{ExitReport, Process, ProcessError, Signal},
+};
 use qudata_qemu::{qmp::RunState, vm::Vm};
 use tokio::{
     sync::oneshot,
@@ -291,6 +294,11 @@ impl InstanceTask {
     }
 
     async fn rest(&mut self, phase: Phase, state: InstanceState, reason: String) {
+        match Launcher::host_is_going_down().await {
+            Ok(true) => return self.rest_until_reboot(),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(error = %chain(&error), "is the host going down? systemd does not tell"),
+        }
         self.drain_console().await;
         (self.boot, self.running) = (None, None);
         self.problems.clear();
@@ -308,6 +316,14 @@ impl InstanceTask {
         let event = if state == InstanceState::Stopped { "stopped" } else { "failed" };
         self.enter(state, Some(reason.clone()));
         self.events.add(event, Some(reason));
+    }
+
+    /// The VM ended, or could not be started, because the host goes down. The record keeps what it says, so that the next
+    /// agent does with the instance what the owner wants after a reboot.
+    fn rest_until_reboot(&mut self) {
+        (self.boot, self.running) = (None, None);
+        self.problems.clear();
+        self.enter(InstanceState::Stopped, Some("the host is going down".to_owned()));
     }
 
     /// The last words of the guest, before QEMU's memory of them goes.

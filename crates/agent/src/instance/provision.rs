@@ -306,6 +306,7 @@ async fn start_network(site: &Site, record: &InstanceRecord) -> Result<Network, 
             own_sandbox: true,
             ..Confinement::default()
         },
+        ending: None,
     };
     let passt = site.launcher.launch(&launch).await.map_err(failed("starting passt"))?;
     tokio::select! {
@@ -350,6 +351,7 @@ async fn start_vm(
         mmio: hardware.mmio,
         qmp_socket: instance.vm.qmp_socket(),
         ready_socket: instance.vm.ready_socket(),
+        power_socket: instance.vm.power_socket(),
     };
     record.boot_id.clone_from(&site.boot_id);
     let launch = VmLaunch {
@@ -363,6 +365,7 @@ async fn start_vm(
         base_image: Some(site.base(&record).to_owned()),
         iommu_groups: gpus.iter().map(|gpu| gpu.group).collect(),
         memlock: hardware.memlock,
+        shutdown: Some(site.program.clone()),
     };
     // Written down before QEMU can have them: whoever finds the record knows that they are to be cleansed.
     site.gpus.hold(&gpus).await.map_err(failed("recording the GPUs"))?;

@@ -36,6 +36,7 @@ use serde::{Deserialize, Serialize};
 use self::{bus::Bus, detached::Detached, systemd::UnitNote};
 pub use self::{bus::BusError, systemd::SystemdError};
 use crate::{
+    command::ToolError,
     process::{Process, ProcessError, ProcessIdentity},
     size::ByteSize,
 };
@@ -66,6 +67,23 @@ pub struct Launch {
     pub no_files: u64,
     /// What it may touch.
     pub confinement: Confinement,
+    /// How it is asked to end; SIGTERM without. Only the systemd launcher knows the moment.
+    #[serde(default)]
+    pub ending: Option<Ending>,
+}
+
+/// What systemd does before it sends SIGTERM: when the host goes down, or somebody stops the unit by hand. Ending it by
+/// [`Launcher::end`] asks nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// Absolute path of a program that asks it to end. It runs as the same user in the same sandbox.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// How long that may take.
+    pub patience: Duration,
+    /// Names of launches in the same directory that are ended after it.
+    pub before: Vec<String>,
 }
 
 /// What a program may touch beside its own memory. Kept whole by the systemd launcher; the detached one keeps `memlock`
@@ -195,6 +213,15 @@ impl Launcher {
         let bus = Arc::<Bus>::default();
         let version = systemd::usable_version(&bus).await?;
         Ok(Self { way: Way::Systemd { version }, bus })
+    }
+
+    /// Whether the host is shutting down: what ends now was not ended by its tenant, nor by a fault. `false` where
+    /// systemd does not run the host.
+    ///
+    /// # Errors
+    /// When systemd runs it and does not tell.
+    pub async fn host_is_going_down() -> Result<bool, ToolError> {
+        systemd::is_stopping().await
     }
 
     /// The best way this host has: systemd, otherwise [`Launcher::detached`] with the reason why.

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     causes::chain,
+    command::{Tool, ToolError},
     durable,
     process::{self, Process, ProcessIdentity},
 };
@@ -101,6 +102,15 @@ pub(super) async fn usable_version(bus: &Arc<Bus>) -> Result<u32, SystemdError> 
     if users::are_consulted().unwrap_or(false) { Ok(version) } else { Err(SystemdError::Users) }
 }
 
+/// Asked by systemctl, which reaches systemd without the bus: that one is going down as well.
+pub(super) async fn is_stopping() -> Result<bool, ToolError> {
+    if !Path::new(BOOTED).is_dir() {
+        return Ok(false);
+    }
+    let told = Tool::new("systemctl").args(["show", "--property=SystemState", "--value"]).run().await?;
+    Ok(told.stdout.trim_ascii() == b"stopping")
+}
+
 /// "252.39-1~deb12u1", "v257.5", "249.11-0ubuntu3".
 fn parse_version(text: &str) -> Option<u32> {
     let digits = text.strip_prefix('v').unwrap_or(text);
@@ -116,7 +126,7 @@ pub(super) async fn launch(bus: Arc<Bus>, launch: Launch, version: u32) -> Resul
 
 async fn start(bus: &Arc<Bus>, launch: &Launch, version: u32) -> Result<Process, LaunchError> {
     let not_started = |reason| LaunchError::NotStarted { program: launch.program.clone(), reason };
-    let unit = unit_name(launch);
+    let unit = unit_name(&launch.dir, &launch.name);
     let properties = plan_unit(launch, version).map_err(|e| not_started(e.to_string()))?;
     begin(launch)?;
     let note_path = note_path(&launch.dir, &launch.name);

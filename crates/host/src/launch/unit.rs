@@ -4,7 +4,7 @@
 //! property it does not know: everything here is known to systemd 249, and what is newer asks for the version.
 //! What is forbidden fails with EPERM instead of ending the process: a filter that is too tight must not kill a tenant.
 
-use std::path::Path;
+use std::{ffi::OsString, path::Path, time::Duration};
 
 use super::Launch;
 
@@ -13,7 +13,10 @@ pub(super) const OLDEST_SYSTEMD: u32 = 249;
 /// The slice of everything that outlives the agent.
 const SLICE: &str = "qudata.slice";
 /// How long systemd waits between SIGTERM and SIGKILL, also at the shutdown of the host.
-const STOP_PATIENCE_USEC: u64 = 10_000_000;
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// What must be there for as long as a program uses the network. At a shutdown it is stopped after the program:
+/// `nftables.service` flushes the policy that confines guests when it stops.
+const NETWORK: [&str; 4] = ["network.target", "nftables.service", "firewalld.service", "ufw.service"];
 /// `MS_REC`, mount(2): what is mounted below a bound path comes along.
 const RECURSIVE: u64 = 0x4000;
 const EPERM: i32 = 1;
@@ -63,12 +66,11 @@ pub(super) type Properties = Vec<(&'static str, Property)>;
 #[error("{0:?} is not UTF-8, and systemd takes nothing else: rename it")]
 pub(super) struct NotText(String);
 
-/// The name of the unit: the last two directories of the launch (instance and incarnation) and its own name.
-pub(super) fn unit_name(launch: &Launch) -> String {
-    let mut parts: Vec<String> =
-        launch.dir.iter().rev().take(2).map(|part| plain(&part.to_string_lossy())).collect();
+/// The name of the unit of the launch `name` in `dir`: the last two directories (instance and incarnation) and the name.
+pub(super) fn unit_name(dir: &Path, name: &str) -> String {
+    let mut parts: Vec<String> = dir.iter().rev().take(2).map(|part| plain(&part.to_string_lossy())).collect();
     parts.reverse();
-    format!("qudata-vm-{}-{}.service", parts.join("-"), plain(&launch.name))
+    format!("qudata-vm-{}-{}.service", parts.join("-"), plain(name))
 }
 
 /// Letters that unit names may have. Bounded, because a name holds 255 bytes.
@@ -81,6 +83,7 @@ fn plain(text: &str) -> String {
 pub(super) fn plan_unit(launch: &Launch, version: u32) -> Result<Properties, NotText> {
     let mut unit = Properties::new();
     lifecycle(launch, &mut unit)?;
+    ending(launch, &mut unit)?;
     identity(launch, &mut unit);
     limits(launch, version, &mut unit);
     devices(launch, &mut unit)?;
@@ -111,13 +114,6 @@ fn path(value: &Path) -> Result<String, NotText> {
 }
 
 fn lifecycle(launch: &Launch, unit: &mut Properties) -> Result<(), NotText> {
-    let program = path(&launch.program)?;
-    let mut argv = vec![program.clone()];
-    for arg in &launch.args {
-        // systemd puts variables in the place of `$…`. The flag that forbids it (ExecStartEx) makes systemd 252 write
-        // a unit file that it cannot read back: one `daemon-reload`, and the unit of a running VM is broken.
-        argv.push(utf8(arg)?.replace('$', "$$"));
-    }
     let log = path(&super::log_path(&launch.dir, &launch.name))?;
     let description = match launch.confinement.description.as_str() {
         "" => format!("qudata {}", launch.name),
@@ -133,7 +129,6 @@ fn lifecycle(launch: &Launch, unit: &mut Properties) -> Result<(), NotText> {
         ("AddRef", Property::Flag(true)),
         ("Restart", text("no")),
         ("KillMode", text("mixed")),
-        ("TimeoutStopUSec", Property::Number(STOP_PATIENCE_USEC)),
         // Whoever renames the directory can be sure that nothing starts in it any more.
         (
             "Asserts",
@@ -155,8 +150,39 @@ fn lifecycle(launch: &Launch, unit: &mut Properties) -> Result<(), NotText> {
                 "MEMORY_PRESSURE_WATCH",
             ]),
         ),
-        ("ExecStart", Property::Commands(vec![(program, argv, false)])),
+        ("ExecStart", command(&launch.program, &launch.args)?),
     ]);
+    Ok(())
+}
+
+fn command(program: &Path, args: &[OsString]) -> Result<Property, NotText> {
+    let program = path(program)?;
+    let mut argv = vec![program.clone()];
+    for arg in args {
+        // systemd puts variables in the place of `$…`. The flag that forbids it (ExecStartEx) makes systemd 252 write
+        // a unit file that it cannot read back: one `daemon-reload`, and the unit of a running VM is broken.
+        argv.push(utf8(arg)?.replace('$', "$$"));
+    }
+    Ok(Property::Commands(vec![(program, argv, false)]))
+}
+
+/// In which order and how patiently it is stopped. Units are stopped in the opposite order of `After`.
+fn ending(launch: &Launch, unit: &mut Properties) -> Result<(), NotText> {
+    let mut after: Vec<String> = Vec::new();
+    let mut patience = STOP_PATIENCE;
+    if let Some(ending) = &launch.ending {
+        after.extend(ending.before.iter().map(|name| unit_name(&launch.dir, name)));
+        patience = patience.saturating_add(ending.patience);
+        unit.push(("ExecStop", command(&ending.program, &ending.args)?));
+    }
+    if !launch.confinement.private_network {
+        after.extend(NETWORK.map(str::to_owned));
+    }
+    if !after.is_empty() {
+        unit.push(("After", Property::Texts(after)));
+    }
+    let patience = u64::try_from(patience.as_micros()).unwrap_or(u64::MAX);
+    unit.push(("TimeoutStopUSec", Property::Number(patience)));
     Ok(())
 }
 

@@ -48,6 +48,7 @@ fn machine(dir: &Path, accel: Accel, firmware: Firmware) -> Machine {
         mmio: None,
         qmp_socket: dir.join("qmp.sock"),
         ready_socket: dir.join("ready.sock"),
+        power_socket: dir.join("power.sock"),
     }
 }
 

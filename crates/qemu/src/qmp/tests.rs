@@ -33,9 +33,14 @@ pub(crate) struct Script {
 impl Script {
     /// The name and id of the next command.
     pub(crate) async fn command(&mut self) -> (String, u64) {
-        let frame = self.frames.next().await.unwrap().expect("the client closed early");
+        self.next_command().await.expect("the client closed early")
+    }
+
+    /// `None` when the client has closed.
+    pub(crate) async fn next_command(&mut self) -> Option<(String, u64)> {
+        let frame = self.frames.next().await.ok().flatten()?;
         let value: Value = serde_json::from_slice(&frame).unwrap();
-        (value["execute"].as_str().unwrap().to_owned(), value["id"].as_u64().unwrap())
+        Some((value["execute"].as_str().unwrap().to_owned(), value["id"].as_u64().unwrap()))
     }
 
     async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -47,7 +52,7 @@ impl Script {
         self.send(format!("{}\r\n", json!({"return": value, "id": id}))).await;
     }
 
-    async fn negotiate(&mut self) {
+    pub(crate) async fn negotiate(&mut self) {
         self.send(GREETING).await;
         let (command, id) = self.command().await;
         assert_eq!(command, "qmp_capabilities");
@@ -59,14 +64,14 @@ impl Script {
     }
 }
 
-struct FakeQemu {
+pub(crate) struct FakeQemu {
     _dir: tempfile::TempDir,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     listener: UnixListener,
 }
 
 impl FakeQemu {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qmp.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -74,7 +79,7 @@ impl FakeQemu {
     }
 
     /// Serves one connection with `script` and hands the script's result back.
-    fn serve<F, T>(self, script: impl FnOnce(Script) -> F + Send + 'static) -> (PathBuf, JoinHandle<T>)
+    pub(crate) fn serve<F, T>(self, script: impl FnOnce(Script) -> F + Send + 'static) -> (PathBuf, JoinHandle<T>)
     where
         F: Future<Output = T> + Send,
         T: Send + 'static,

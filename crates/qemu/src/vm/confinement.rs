@@ -25,6 +25,7 @@ pub(super) fn plan_confinement(launch: &VmLaunch<'_>) -> Confinement {
     let mut writable = vec![launch.paths.qemu_dir(), machine.disk.overlay.clone()];
     let mut readable = vec![machine.seed.clone()];
     readable.extend(launch.base_image.clone());
+    readable.extend(launch.shutdown.clone());
     match &machine.firmware {
         Firmware::Uefi { code, vars } => {
             readable.push(code.clone());

@@ -5,7 +5,7 @@
 //! <dir>/                 0711 the agent's: nobody else may replace an identity or a log
 //!   qemu.process.json, qemu.log, passt.process.json, passt.log    written by the launcher
 //!   console.log          what the guest printed
-//!   qemu/                0700 QEMU's user: qmp.sock, ready.sock
+//!   qemu/                0700 QEMU's user: qmp.sock, power.sock, ready.sock
 //!   passt/               0711 passt's user: net.sock
 //! ```
 
@@ -52,6 +52,12 @@ impl VmPaths {
     #[must_use]
     pub fn qmp_socket(&self) -> PathBuf {
         self.qemu_dir().join("qmp.sock")
+    }
+
+    /// A second control channel, for [`crate::shutdown`]: QEMU serves one client per socket, and the agent has the other.
+    #[must_use]
+    pub fn power_socket(&self) -> PathBuf {
+        self.qemu_dir().join("power.sock")
     }
 
     /// The host's side of the port through which a guest says that it is ready.

@@ -70,6 +70,7 @@ impl Host {
             mmio: None,
             qmp_socket: paths.qmp_socket(),
             ready_socket: paths.ready_socket(),
+            power_socket: paths.power_socket(),
         };
         Self { _dir: dir, _network, paths, machine, owner }
     }
@@ -86,6 +87,7 @@ impl Host {
             base_image: None,
             iommu_groups: Vec::new(),
             memlock: None,
+            shutdown: None,
         }
     }
 

@@ -6,7 +6,10 @@ use std::{ffi::OsString, fs, os::unix::ffi::OsStringExt, path::PathBuf, process:
 use proptest::prelude::*;
 
 use super::*;
-use crate::{launch::Confinement, size::ByteSize};
+use crate::{
+    launch::{Confinement, Ending},
+    size::ByteSize,
+};
 
 const RUN: &str = "/run/qudata/vms/0198c1de-7d3c-7000-8000-0123456789ab/3";
 
@@ -35,6 +38,12 @@ fn qemu() -> Launch {
             own_sandbox: false,
             writes_code: false,
         },
+        ending: Some(Ending {
+            program: "/usr/bin/qudata-agent".into(),
+            args: ["shutdown-guest".into(), format!("{RUN}/qemu/power.sock").into()].into(),
+            patience: Duration::from_secs(90),
+            before: vec!["passt".into()],
+        }),
     }
 }
 
@@ -56,6 +65,7 @@ fn passt() -> Launch {
             own_sandbox: true,
             ..Confinement::default()
         },
+        ending: None,
         ..qemu()
     }
 }
@@ -91,6 +101,10 @@ fn unit_file(properties: &Properties) -> String {
             }
             ("Description" | "CollectMode", Property::Text(text)) => {
                 head.push_str(&format!("{name}={text}\n"));
+                continue;
+            }
+            ("After", Property::Texts(texts)) => {
+                head.push_str(&format!("{name}={}\n", texts.join(" ")));
                 continue;
             }
             ("StandardOutputFileToAppend", Property::Text(path)) => {
@@ -153,7 +167,7 @@ fn units_are_as_the_goldens_show() {
 fn systemd_finds_little_to_blame() {
     for (launch, most) in [(qemu(), 10), (passt(), 20)] {
         let dir = tempfile::tempdir().unwrap();
-        let unit = dir.path().join(unit_name(&launch));
+        let unit = dir.path().join(unit_name(&launch.dir, &launch.name));
         fs::write(&unit, unit_file(&plan_unit(&launch, 252).unwrap())).unwrap();
         let verdict = Command::new("systemd-analyze")
             .args(["security", "--offline=true", "--no-pager", &format!("--threshold={most}")])
@@ -168,10 +182,10 @@ fn systemd_finds_little_to_blame() {
 
 #[test]
 fn names_tell_the_instance_and_are_names() {
-    assert_eq!(unit_name(&qemu()), "qudata-vm-0198c1de-7d3c-7000-8000-0123456789ab-3-qemu.service");
+    assert_eq!(unit_name(RUN.as_ref(), "qemu"), "qudata-vm-0198c1de-7d3c-7000-8000-0123456789ab-3-qemu.service");
     let mut launch = qemu();
     launch.dir = PathBuf::from("/a/b c.d/ü%@");
-    assert_eq!(unit_name(&launch), "qudata-vm-b_c_d-___-qemu.service");
+    assert_eq!(unit_name(&launch.dir, &launch.name), "qudata-vm-b_c_d-___-qemu.service");
 }
 
 #[test]
@@ -193,7 +207,7 @@ proptest! {
     #[test]
     fn any_directory_gives_a_name_that_systemd_takes(dir in "(/[^/\0]{1,80}){0,4}", name in "[^/\0]{0,80}") {
         let launch = Launch { dir: dir.into(), name, ..qemu() };
-        let unit = unit_name(&launch);
+        let unit = unit_name(&launch.dir, &launch.name);
         prop_assert!(unit.len() < 256);
         prop_assert!(unit.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)), "{}", unit);
     }
