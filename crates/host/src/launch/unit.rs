@@ -150,12 +150,12 @@ fn lifecycle(launch: &Launch, unit: &mut Properties) -> Result<(), NotText> {
                 "MEMORY_PRESSURE_WATCH",
             ]),
         ),
-        ("ExecStart", command(&launch.program, &launch.args)?),
+        ("ExecStart", command(&launch.program, &launch.args, false)?),
     ]);
     Ok(())
 }
 
-fn command(program: &Path, args: &[OsString]) -> Result<Property, NotText> {
+fn command(program: &Path, args: &[OsString], may_fail: bool) -> Result<Property, NotText> {
     let program = path(program)?;
     let mut argv = vec![program.clone()];
     for arg in args {
@@ -163,7 +163,7 @@ fn command(program: &Path, args: &[OsString]) -> Result<Property, NotText> {
         // a unit file that it cannot read back: one `daemon-reload`, and the unit of a running VM is broken.
         argv.push(utf8(arg)?.replace('$', "$$"));
     }
-    Ok(Property::Commands(vec![(program, argv, false)]))
+    Ok(Property::Commands(vec![(program, argv, may_fail)]))
 }
 
 /// In which order and how patiently it is stopped. Units are stopped in the opposite order of `After`.
@@ -173,7 +173,8 @@ fn ending(launch: &Launch, unit: &mut Properties) -> Result<(), NotText> {
     if let Some(ending) = &launch.ending {
         after.extend(ending.before.iter().map(|name| unit_name(&launch.dir, name)));
         patience = patience.saturating_add(ending.patience);
-        unit.push(("ExecStop", command(&ending.program, &ending.args)?));
+        // It runs also after the program has ended by itself, and finds nobody to ask then.
+        unit.push(("ExecStop", command(&ending.program, &ending.args, true)?));
     }
     if !launch.confinement.private_network {
         after.extend(NETWORK.map(str::to_owned));

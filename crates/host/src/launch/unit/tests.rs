@@ -120,7 +120,10 @@ fn unit_file(properties: &Properties) -> String {
             ("SystemCallErrorNumber", Property::Signed(EPERM)) => (*name, "EPERM".into()),
             ("IPAddressDeny", Property::Networks(_)) => (*name, "any".into()),
             ("UMask", Property::Short(mask)) => (*name, format!("0{mask:o}")),
-            (name, Property::Commands(commands)) => (name, quoted(&commands[0].1)),
+            (name, Property::Commands(commands)) => {
+                let (_, argv, may_fail) = &commands[0];
+                (name, format!("{}{}", if *may_fail { "-" } else { "" }, quoted(argv)))
+            }
             (name, Property::Text(text)) => (name, text.clone()),
             (name, Property::Texts(texts)) => (name, texts.join(" ")),
             (name, Property::Flag(flag)) => (name, if *flag { "yes" } else { "no" }.into()),
