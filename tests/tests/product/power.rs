@@ -53,7 +53,7 @@ fn slow_a_host_that_goes_down_shuts_its_guests_down_in_good_order() {
     let digest = agent.login(&vm, &key.file).run(unwritten);
     agent.kill9();
 
-    let socket = agent.run_dir().join("vms").join(&vm.id).join("0/qemu/power.sock");
+    let socket = agent.run_dir().join("vms").join(&vm.id).join("1/qemu/power.sock");
     assert!(socket.exists(), "{} is missing", socket.display());
     let program = std::env::var_os("QUDATA_TEST_AGENT").unwrap();
     let ended = Command::new(program).arg("shutdown-guest").arg(socket).output().unwrap();
