@@ -37,6 +37,9 @@ pub(crate) struct Files {
     /// The release: package, checksums, signature, install.sh; for the scenarios of an installation
     #[arg(long)]
     dist: Option<PathBuf>,
+    /// The tests of the `host` crate that need a real systemd, as cargo built them
+    #[arg(long)]
+    systemd_tests: Option<PathBuf>,
     /// Disk of the server, with .vmlinuz and .initrd beside it
     #[arg(long)]
     host_image: PathBuf,

@@ -37,6 +37,20 @@ pub(crate) fn build_agent(release: bool) -> Result<PathBuf> {
     agent(release)
 }
 
+/// Builds a test of a package, with the examples it starts, and returns its binary.
+pub(crate) fn build_test(package: &str, test: &str) -> Result<PathBuf> {
+    tool::run_visibly(cargo().args(["build", "--package", package, "--examples"]))?;
+    let mut build = cargo();
+    build.args(["test", "--package", package, "--test", test, "--no-run", "--message-format=json"]);
+    let told = tool::output(&mut build).with_context(|| format!("the test {test} does not build"))?;
+    let artifacts = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let executable = |artifact: Value| artifact.get("executable").and_then(Value::as_str).map(PathBuf::from);
+    artifacts
+        .filter_map(executable)
+        .next_back()
+        .with_context(|| format!("cargo told no binary of the test {test}"))
+}
+
 /// Where cargo puts the agent's binary.
 pub(crate) fn agent(release: bool) -> Result<PathBuf> {
     Ok(target_directory()?.join(if release { "release" } else { "debug" }).join("qudata-agent"))

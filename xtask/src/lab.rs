@@ -75,6 +75,7 @@ pub(crate) fn command(wish: &Lab) -> Result<Command> {
     command.arg("--outside").arg(built("qudata-lab-outside")?);
     command.arg("--agent").arg(&agent);
     command.arg("--probe").arg(built("qudata-lab-probe")?);
+    command.arg("--systemd-tests").arg(cargo::build_test("qudata-host", "systemd")?);
     command.arg("--host-image").arg(image::ensure_host()?);
     // Made only where a scenario may ask for them.
     let installs = !wish.brief || !wish.names.is_empty();

@@ -12,7 +12,7 @@ use std::{
 };
 
 use qudata_host::{
-    launch::{Confinement, Launch, LaunchError, Launcher, identity_path, log_path},
+    launch::{Confinement, Ending, Launch, LaunchError, Launcher, identity_path, log_path},
     process::Process,
     size::ByteSize,
 };
@@ -137,6 +137,37 @@ async fn a_unit_is_confined_found_again_and_ended() {
     assert!(!is_loaded(&run.unit()));
     assert!(!Path::new(&format!("/run/userdb/{}.user", launch.uid)).exists());
     launcher.end(&run.dir, "probe", SOON).await.unwrap();
+}
+
+/// Whether the program was asked before SIGTERM shows in a file that the question leaves.
+#[tokio::test]
+#[ignore = "needs systemd as PID 1: runs in the lab"]
+async fn a_stop_by_systemd_asks_first_and_an_end_by_the_agent_does_not() {
+    let launcher = launcher().await;
+    for asked in [true, false] {
+        let run = Run::new();
+        let (mine, trace) = (run.dir.join("mine"), run.dir.join("mine/asked"));
+        let mut launch = run.launch("/bin/sleep", &["60"]);
+        qudata_host::durable::create_dir(&mine, 0o700).unwrap();
+        qudata_host::durable::give_to(&mine, launch.uid, launch.gid).unwrap();
+        launch.confinement.writable = vec![mine];
+        launch.ending = Some(Ending {
+            program: "/bin/touch".into(),
+            args: vec![trace.clone().into()],
+            patience: SOON,
+            before: vec!["other".into()],
+        });
+        let process = launcher.launch(&launch).await.unwrap();
+        if asked {
+            assert!(Command::new("systemctl").args(["stop", &run.unit()]).status().unwrap().success());
+        } else {
+            launcher.end(&run.dir, "probe", SOON).await.unwrap();
+        }
+        process.exited().await.unwrap();
+        assert_eq!(trace.exists(), asked, "{}", run.log());
+        launcher.end(&run.dir, "probe", SOON).await.unwrap();
+    }
+    assert!(!Launcher::host_is_going_down().await.unwrap());
 }
 
 #[tokio::test]

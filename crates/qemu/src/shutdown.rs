@@ -6,16 +6,16 @@ use std::{ffi::OsString, io::Write, path::Path, time::Duration};
 
 use tokio::time::{sleep, timeout};
 
-use crate::qmp::{ConnectError, Qmp, QmpError, QmpEvents, RunState};
+use crate::qmp::{CloseReason, ConnectError, Qmp, QmpError, QmpEvents, RunState};
 
 /// The argument of the agent's binary that calls [`main`].
 pub const COMMAND: &str = "shutdown-guest";
 /// How long a guest may take; as long as systemd gives the host's own services by default.
 pub const PATIENCE: Duration = Duration::from_secs(90);
-/// A QEMU that does not greet is stopped by a signal or hangs in the kernel: asking it is no use.
-const GREETING: Duration = Duration::from_secs(5);
 /// Between two presses of the power button: a guest that is still booting does not hear the first.
 const PRESS_PERIOD: Duration = Duration::from_secs(10);
+/// Between two questions to a QEMU that is too busy to answer one.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The guest was not shut down; what is left is to take its power.
 #[derive(Debug, thiserror::Error)]
@@ -26,12 +26,18 @@ pub enum ShutdownError {
     /// This process could not be set up.
     #[error("cannot wait for sockets")]
     Runtime(#[source] std::io::Error),
-    /// QEMU is gone or silent.
+    /// QEMU is gone.
+    #[error("there is no VM to shut down")]
+    Gone(#[source] ConnectError),
+    /// QEMU takes the connection and says nothing, or something else than QMP.
     #[error("the VM does not answer")]
-    Connect(#[source] ConnectError),
+    Silent(#[source] ConnectError),
     /// QEMU refuses.
     #[error("the VM cannot be shut down")]
     Qmp(#[source] QmpError),
+    /// The connection was lost, and not because QEMU ended.
+    #[error("the connection to the VM was lost: {0}")]
+    Lost(CloseReason),
     /// A guest that does not execute cannot shut down.
     #[error("the guest does not run: QEMU says {0}")]
     NotRunning(RunState),
@@ -40,15 +46,19 @@ pub enum ShutdownError {
     TooSlow(Duration),
 }
 
-/// The process: its second argument is the socket. Returns its exit code, 0 when the guest has shut down.
+/// The process: its second argument is the socket. Returns its exit code, 0 when the guest has shut down, or was gone
+/// before: systemd calls this also after a VM has ended by itself.
 #[must_use]
 pub fn main() -> u8 {
     let result = match std::env::args_os().nth(2) {
         Some(socket) => run(&socket),
         None => Err(ShutdownError::Usage),
     };
-    let Err(error) = result else { return 0 };
-    // It goes to QEMU's log.
+    let error = match result {
+        Ok(()) | Err(ShutdownError::Gone(_)) => return 0,
+        Err(error) => error,
+    };
+    // It goes to QEMU's log, which the restart takes along; that it failed goes to the journal.
     let _ = writeln!(std::io::stderr().lock(), "shutdown: {}", qudata_host::causes::chain(&error));
     1
 }
@@ -58,42 +68,59 @@ fn run(socket: &OsString) -> Result<(), ShutdownError> {
     runtime.map_err(ShutdownError::Runtime)?.block_on(shut_down(Path::new(socket), PATIENCE))
 }
 
-/// Presses the power button and waits until QEMU is gone. A paused guest is continued first: it holds what its disk does
-/// not have yet.
+/// Presses the power button and waits until QEMU closes the connection, which it does when it ends. A paused guest is
+/// continued first: it holds what its disk does not have yet. A QEMU that is too busy to answer is asked again: it maps a
+/// GPU's memory, or writes what all guests of the host write at this moment.
 ///
 /// # Errors
 /// [`ShutdownError`].
 pub async fn shut_down(socket: &Path, patience: Duration) -> Result<(), ShutdownError> {
-    let (qmp, events) = Qmp::connect(socket, GREETING).await.map_err(ShutdownError::Connect)?;
-    match qmp.query_status().await.map_err(ShutdownError::Qmp)?.state {
-        RunState::Running => {}
-        RunState::Paused => qmp.cont().await.map_err(ShutdownError::Qmp)?,
-        other => return Err(ShutdownError::NotRunning(other)),
-    }
-    let over = async {
+    let told = async {
+        let (qmp, events) = Qmp::connect(socket, patience).await.map_err(|error| match error {
+            ConnectError::Connect { .. } => ShutdownError::Gone(error),
+            _ => ShutdownError::Silent(error),
+        })?;
         tokio::select! {
-            () = closed(events) => Ok(()),
-            error = press(&qmp) => Err(ShutdownError::Qmp(error)),
+            reason = closed(events) => match reason {
+                CloseReason::Ended | CloseReason::Broken(_) => Ok(()),
+                other => Err(ShutdownError::Lost(other)),
+            },
+            error = drive(&qmp) => Err(error),
         }
     };
-    match timeout(patience, over).await {
-        // QEMU closes the connection when it ends, and a press that comes just then fails of it.
-        Ok(Err(ShutdownError::Qmp(QmpError::Closed { .. }))) => Ok(()),
-        Ok(done) => done,
-        Err(_) => Err(ShutdownError::TooSlow(patience)),
+    timeout(patience, told).await.unwrap_or(Err(ShutdownError::TooSlow(patience)))
+}
+
+async fn closed(mut events: QmpEvents) -> CloseReason {
+    loop {
+        if let Err(reason) = events.next().await {
+            return reason;
+        }
     }
 }
 
-async fn closed(mut events: QmpEvents) {
-    while events.next().await.is_ok() {}
-}
-
-async fn press(qmp: &Qmp) -> QmpError {
+/// Lets the guest run and presses the button again and again. Returns only when that cannot help.
+async fn drive(qmp: &Qmp) -> ShutdownError {
     loop {
-        if let Err(error) = qmp.system_powerdown().await {
-            return error;
+        let pressed = async {
+            match qmp.query_status().await?.state {
+                RunState::Running => {}
+                RunState::Paused => qmp.cont().await?,
+                // On its way out.
+                RunState::Shutdown => return Ok(None),
+                other => return Ok(Some(other)),
+            }
+            qmp.system_powerdown().await?;
+            Ok(None)
+        };
+        match pressed.await {
+            Ok(None) => sleep(PRESS_PERIOD).await,
+            Ok(Some(state)) => return ShutdownError::NotRunning(state),
+            Err(QmpError::Timeout { .. }) => sleep(PAUSE).await,
+            // How it ended is for the events to say.
+            Err(QmpError::Closed { .. }) => std::future::pending().await,
+            Err(error) => return ShutdownError::Qmp(error),
         }
-        sleep(PRESS_PERIOD).await;
     }
 }
 

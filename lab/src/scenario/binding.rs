@@ -15,9 +15,8 @@ use crate::tenant::{Order, Tenant};
 const QUICK: Duration = Duration::from_secs(60);
 const START: Duration = Duration::from_secs(120);
 const ROUNDS: usize = 5;
-/// The goal is 1.3, on a driver that takes as long as real ones do; the stand-in's takes a few milliseconds, beside which a
-/// process under emulation is slow. More than this would be felt anywhere.
-const MOST: f64 = 10.0;
+/// The goal is 1.3, and 1.23 was seen; the rest is for a machine that is busy with other things as well.
+const MOST: f64 = 3.0;
 
 /// The bare writes and, in turn, a create; medians.
 pub(super) fn run(machine: &mut Machine) -> Result<()> {

@@ -14,6 +14,7 @@ mod plain;
 mod reset;
 mod strike;
 mod tunnel;
+mod units;
 
 use anyhow::Result;
 
@@ -43,6 +44,13 @@ pub(crate) const ALL: &[Scenario] = &[
         long: false,
         shape: L1::gpus,
         run: boot::groups,
+    },
+    Scenario {
+        name: "systemd",
+        about: "units as the agent starts them: confined, found again whenever the agent is killed, asked to end",
+        long: false,
+        shape: L1::gpus,
+        run: units::run,
     },
     Scenario {
         name: "plain",

@@ -16,8 +16,13 @@ const REBOOT: Duration = Duration::from_secs(300);
 /// Writes a file the guest must keep, and tells its hash.
 const WRITE: &str = "head -c 8000000 /dev/urandom >/root/kept && sync && sha256sum </root/kept";
 
-/// Writes a file that only a guest which is shut down in good order keeps, and tells its hash.
-const LEAVE_UNWRITTEN: &str = "head -c 8000000 /dev/urandom >/root/unwritten && sha256sum </root/unwritten";
+/// Leaves a service that tells of an orderly shutdown, and a file that nothing has told the kernel to write yet; tells
+/// its hash.
+const BEFORE: &str = "systemd-run --quiet --unit=orderly -p RemainAfterExit=yes -p 'ExecStop=/bin/touch /root/orderly' true \
+                      && head -c 8000000 /dev/urandom >/root/unwritten && sha256sum </root/unwritten";
+/// An agent that lives on while the host goes down: it sees its VMs end.
+const SLOW_AGENT: &str = "mkdir -p /run/systemd/system/qudata-agent.service.d && cd /run/systemd/system/qudata-agent.service.d \
+                          && printf '[Service]\\nExecStop=/bin/sleep 60\\nTimeoutStopSec=120\\n' >slow.conf && systemctl daemon-reload";
 
 /// The agent without GPUs, or with the one of slot a; how many an order asks for.
 fn start(machine: &Machine, gpus: Option<u32>) -> Result<()> {
@@ -86,13 +91,15 @@ fn running(machine: &mut Machine, gpus: Option<u32>) -> Result<()> {
 
 /// The owner restarts the server: the guest is shut down in good order, and comes back by itself with its GPU.
 pub(super) fn restarted_by_its_owner(machine: &mut Machine) -> Result<()> {
-    start(machine, Some(1))?;
+    // A guest whose own process 1 hears the power button.
+    agent::start(machine, &Setting::with_gpus(Guest::Full, &machine.addresses(slot::A)?))?;
+    machine.remote.must(SLOW_AGENT, QUICK)?;
     let before = Baseline::take(machine)?;
     let tenant = Tenant::order(machine, &Order { name: "patient", gpus: Some(1), ..Order::default() })?;
     tenant.wait_until_ready()?;
     let server = machine.boot_id()?;
     let tenant = Tenant::known(machine, "patient");
-    let (boot, hash) = (tenant.boot_id()?, tenant.inside(LEAVE_UNWRITTEN)?);
+    let (boot, hash) = (tenant.boot_id()?, tenant.inside(BEFORE)?);
     // The answer may never come.
     let _ = machine.remote.run("systemctl reboot", QUICK);
     machine.await_reboot(&server, REBOOT)?;
@@ -102,8 +109,8 @@ pub(super) fn restarted_by_its_owner(machine: &mut Machine) -> Result<()> {
     // Without being asked: that the VM ended is not taken for the tenant's or a fault's doing.
     tenant.wait_until_ready()?;
     ensure!(tenant.boot_id()? != boot, "the guest claims to have survived the restart");
-    let now = tenant.inside("sha256sum </root/unwritten")?;
-    ensure!(now == hash, "the guest was cut off: its file had {hash} and has {now}");
+    let now = tenant.inside("ls /root/orderly && sha256sum </root/unwritten")?;
+    ensure!(now.ends_with(&hash), "the guest was cut off: its file had {hash} and has {now}");
     tenant.delete()?;
     before.assert_clean(machine)
 }

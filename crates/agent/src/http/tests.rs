@@ -187,6 +187,7 @@ fn site(dir: &std::path::Path) -> Arc<Site> {
         egress: Egress::new("qudata_test_http".parse().unwrap(), Vec::new()),
         management_key: ManagementKey::generate().unwrap(),
         vm_groups: Vec::new(),
+        program: "/nonexistent/agent".into(),
         boot_id: "boot".into(),
         changes: tokio::sync::watch::Sender::new(()),
         paths,

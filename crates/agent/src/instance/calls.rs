@@ -88,6 +88,10 @@ impl InstanceTask {
         match verdict {
             Verdict::AlreadySo => answer(reply, Ok(self.status())),
             Verdict::Boot => {
+                // Left so when the host was going down; it did not, or it would not be this agent that is asked.
+                if matches!(self.record.phase, Phase::Up | Phase::Starting) {
+                    self.end_runtime().await;
+                }
                 self.record.incarnation = self.record.incarnation.saturating_add(1);
                 self.commit(Phase::Starting).await;
                 self.events.add("starting", None);

@@ -26,7 +26,7 @@ use super::{
     record::Phase,
     task::{Adopted, BootOutcome, InstanceTask, Running},
     teardown,
-    vm_watch::{self, VmNews, VmOrder},
+    vm_watch::{self, PowerOff, VmNews, VmOrder},
 };
 
 /// How often a running guest is asked what it uses: as often as the control plane is told.
@@ -274,16 +274,21 @@ impl InstanceTask {
         }
     }
 
-    async fn vm_ended(&mut self, report: ExitReport, powered_off: bool) {
-        if powered_off && self.record.ready_at.is_some() {
-            let reason = "the guest powered itself off".to_owned();
-            self.rest(Phase::Stopped { reason: reason.clone() }, InstanceState::Stopped, reason).await;
-        } else if powered_off {
-            self.fail("the guest powered itself off before it was ready".to_owned()).await;
-        } else {
-            let reason = format!("QEMU ended by itself ({report}); the disk is kept, start boots it again");
-            self.fail(reason).await;
+    async fn vm_ended(&mut self, report: ExitReport, powered_off: Option<PowerOff>) {
+        let reason = match powered_off {
+            Some(PowerOff::Guest) => "the guest powered itself off",
+            Some(PowerOff::Host) => "the VM's unit was stopped on the host, and the guest was shut down",
+            None => {
+                let reason =
+                    format!("QEMU ended by itself ({report}); the disk is kept, start boots it again");
+                return self.fail(reason).await;
+            }
+        };
+        if self.record.ready_at.is_none() {
+            return self.fail(format!("{reason} before it was ready")).await;
         }
+        let reason = reason.to_owned();
+        self.rest(Phase::Stopped { reason: reason.clone() }, InstanceState::Stopped, reason).await;
     }
 
     /// Gives the bring-up or the VM up. The disk stays until DELETE.
@@ -297,25 +302,30 @@ impl InstanceTask {
         match Launcher::host_is_going_down().await {
             Ok(true) => return self.rest_until_reboot(),
             Ok(false) => {}
-            Err(error) => tracing::warn!(error = %chain(&error), "is the host going down? systemd does not tell"),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "is the host going down? systemd does not tell")
+            }
         }
         self.drain_console().await;
         (self.boot, self.running) = (None, None);
         self.problems.clear();
         self.commit(phase).await;
-        let residues = teardown::end_runtime(&self.site, &self.record).await;
-        if !residues.is_empty() {
-            tracing::error!(instance = %self.record.id, ?residues, "not everything could be ended");
-            let text = self.site.without_paths(&residues.join("; "));
-            self.problem(
-                "residue",
-                format!("not everything of the VM could be ended: {text}"),
-                "delete the instance",
-            );
-        }
+        self.end_runtime().await;
         let event = if state == InstanceState::Stopped { "stopped" } else { "failed" };
         self.enter(state, Some(reason.clone()));
         self.events.add(event, Some(reason));
+    }
+
+    /// Ends what is left of the VM; its disk stays.
+    pub(super) async fn end_runtime(&mut self) {
+        let residues = teardown::end_runtime(&self.site, &self.record).await;
+        if residues.is_empty() {
+            return;
+        }
+        tracing::error!(instance = %self.record.id, ?residues, "not everything could be ended");
+        let text = self.site.without_paths(&residues.join("; "));
+        let message = format!("not everything of the VM could be ended: {text}");
+        self.problem("residue", message, "delete the instance");
     }
 
     /// The VM ended, or could not be started, because the host goes down. The record keeps what it says, so that the next

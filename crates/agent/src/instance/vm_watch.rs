@@ -63,13 +63,22 @@ pub enum VmNews {
     Panicked,
     /// A disk request failed.
     DiskError(BlockIoError),
-    /// QEMU has ended; `powered_off` tells whether the guest asked for it.
+    /// QEMU has ended.
     Ended {
         /// What is known of how.
         report: ExitReport,
-        /// Power-off from inside.
-        powered_off: bool,
+        /// The guest powered off, and who wanted it.
+        powered_off: Option<PowerOff>,
     },
+}
+
+/// Who wanted a guest to power off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PowerOff {
+    /// Itself, or who is logged in to it.
+    Guest,
+    /// Somebody on the host, by stopping the VM's unit: the agent never presses the power button.
+    Host,
 }
 
 /// The other end of a [`watch`]ed VM. Dropping it ends the watch, not the VM.
@@ -104,7 +113,8 @@ pub fn watch(vm: Vm, console: PathBuf) -> (VmLink, mpsc::Receiver<VmNews>) {
         news,
         misses: 0,
         answered: false,
-        powered_off: false,
+        pressed: false,
+        powered_off: None,
     };
     let task = tokio::spawn(watch.run(order_queue));
     (VmLink { orders, task }, news_queue)
@@ -118,7 +128,8 @@ struct Watch {
     news: mpsc::Sender<VmNews>,
     misses: u32,
     answered: bool,
-    powered_off: bool,
+    pressed: bool,
+    powered_off: Option<PowerOff>,
 }
 
 enum Next {
@@ -168,8 +179,16 @@ impl Watch {
 
     async fn event(&mut self, event: &QmpEvent) {
         match event.event() {
-            Event::Shutdown { guest, .. } => self.powered_off = guest,
-            Event::Reset { .. } => self.tell(VmNews::Reset).await,
+            Event::Powerdown => self.pressed = true,
+            Event::Shutdown { guest, .. } => {
+                let wanted = if self.pressed { PowerOff::Host } else { PowerOff::Guest };
+                self.powered_off = guest.then_some(wanted);
+            }
+            Event::Reset { .. } => {
+                // What was pressed before the reset was not heard.
+                self.pressed = false;
+                self.tell(VmNews::Reset).await;
+            }
             Event::Stop => self.tell(VmNews::Stopped).await,
             Event::Resume => self.tell(VmNews::Resumed).await,
             Event::GuestPanicked { .. } => self.tell(VmNews::Panicked).await,

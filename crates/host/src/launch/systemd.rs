@@ -36,6 +36,8 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 const SETTLE_DEADLINE: Duration = START_DEADLINE;
 /// How long a unit whose start failed may take to vanish.
 const END_DEADLINE: Duration = Duration::from_secs(5);
+/// Between two attempts to end a unit: one that was starting at the first has a process at the second.
+const END_PERIOD: Duration = Duration::from_millis(200);
 const SHORT_PAUSE: Duration = Duration::from_millis(2);
 const LONG_PAUSE: Duration = Duration::from_millis(50);
 /// Present where systemd runs the host, sd_booted(3).
@@ -255,24 +257,32 @@ pub(super) async fn end(bus: &Arc<Bus>, note: &UnitNote, deadline: Duration) -> 
 
 async fn end_unit(bus: &Bus, unit: String, deadline: Duration) -> Result<(), EndError> {
     let late = Instant::now() + deadline;
-    // Without patience first: the caller has decided. A unit that has no process yet has nothing to kill; the stop
-    // takes its start back.
-    let _ = bus.kill(&unit).await;
-    if let Err(source) = bus.stop(&unit).await {
-        return Err(EndError::Unit { unit, source });
-    }
+    let mut again = Instant::now();
     loop {
-        match bus.state(&unit).await {
+        let state = match bus.state(&unit).await {
             Ok(None) => return Ok(()),
-            Ok(Some(state))
-                if matches!(state.active.as_str(), "inactive" | "failed") && is_empty(&state.cgroup) =>
-            {
-                return Ok(());
-            }
-            Ok(Some(_)) if Instant::now() < late => sleep(SHORT_PAUSE).await,
-            Ok(Some(_)) => return Err(EndError::StillThere { unit, after: deadline }),
+            Ok(Some(state)) => state,
             Err(source) => return Err(EndError::Unit { unit, source }),
+        };
+        if matches!(state.active.as_str(), "inactive" | "failed") && is_empty(&state.cgroup) {
+            return Ok(());
         }
+        let now = Instant::now();
+        if now >= late {
+            return Err(EndError::StillThere { unit, after: deadline });
+        }
+        if now >= again {
+            again = now + END_PERIOD;
+            // Without patience: the caller has decided. A stop would ask the program first.
+            let _ = bus.kill(&unit).await;
+            // A unit that has no process yet has nothing to kill; the stop takes its start back.
+            if state.active == "activating"
+                && let Err(source) = bus.stop(&unit).await
+            {
+                return Err(EndError::Unit { unit, source });
+            }
+        }
+        sleep(SHORT_PAUSE).await;
     }
 }
 

@@ -12,7 +12,8 @@ use super::Launch;
 pub(super) const OLDEST_SYSTEMD: u32 = 249;
 /// The slice of everything that outlives the agent.
 const SLICE: &str = "qudata.slice";
-/// How long systemd waits between SIGTERM and SIGKILL, also at the shutdown of the host.
+/// How long each phase of a stop may take (the question, SIGTERM, SIGKILL, and both once more for the whole group), also
+/// at the shutdown of the host. The patience of an [`super::Ending`] comes on top of it, for systemd has but one number.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// What must be there for as long as a program uses the network. At a shutdown it is stopped after the program:
 /// `nftables.service` flushes the policy that confines guests when it stops.
@@ -68,7 +69,8 @@ pub(super) struct NotText(String);
 
 /// The name of the unit of the launch `name` in `dir`: the last two directories (instance and incarnation) and the name.
 pub(super) fn unit_name(dir: &Path, name: &str) -> String {
-    let mut parts: Vec<String> = dir.iter().rev().take(2).map(|part| plain(&part.to_string_lossy())).collect();
+    let mut parts: Vec<String> =
+        dir.iter().rev().take(2).map(|part| plain(&part.to_string_lossy())).collect();
     parts.reverse();
     format!("qudata-vm-{}-{}.service", parts.join("-"), plain(name))
 }
@@ -129,6 +131,8 @@ fn lifecycle(launch: &Launch, unit: &mut Properties) -> Result<(), NotText> {
         ("AddRef", Property::Flag(true)),
         ("Restart", text("no")),
         ("KillMode", text("mixed")),
+        // `systemctl isolate`, such as into rescue mode, stops everything that its target does not want.
+        ("IgnoreOnIsolate", Property::Flag(true)),
         // Whoever renames the directory can be sure that nothing starts in it any more.
         (
             "Asserts",
@@ -150,12 +154,12 @@ fn lifecycle(launch: &Launch, unit: &mut Properties) -> Result<(), NotText> {
                 "MEMORY_PRESSURE_WATCH",
             ]),
         ),
-        ("ExecStart", command(&launch.program, &launch.args, false)?),
+        ("ExecStart", command(&launch.program, &launch.args)?),
     ]);
     Ok(())
 }
 
-fn command(program: &Path, args: &[OsString], may_fail: bool) -> Result<Property, NotText> {
+fn command(program: &Path, args: &[OsString]) -> Result<Property, NotText> {
     let program = path(program)?;
     let mut argv = vec![program.clone()];
     for arg in args {
@@ -163,7 +167,7 @@ fn command(program: &Path, args: &[OsString], may_fail: bool) -> Result<Property
         // a unit file that it cannot read back: one `daemon-reload`, and the unit of a running VM is broken.
         argv.push(utf8(arg)?.replace('$', "$$"));
     }
-    Ok(Property::Commands(vec![(program, argv, may_fail)]))
+    Ok(Property::Commands(vec![(program, argv, false)]))
 }
 
 /// In which order and how patiently it is stopped. Units are stopped in the opposite order of `After`.
@@ -173,8 +177,9 @@ fn ending(launch: &Launch, unit: &mut Properties) -> Result<(), NotText> {
     if let Some(ending) = &launch.ending {
         after.extend(ending.before.iter().map(|name| unit_name(&launch.dir, name)));
         patience = patience.saturating_add(ending.patience);
-        // It runs also after the program has ended by itself, and finds nobody to ask then.
-        unit.push(("ExecStop", command(&ending.program, &ending.args, true)?));
+        // Disks on the network are there until then.
+        after.push("remote-fs.target".to_owned());
+        unit.push(("ExecStop", command(&ending.program, &ending.args)?));
     }
     if !launch.confinement.private_network {
         after.extend(NETWORK.map(str::to_owned));

@@ -27,6 +27,8 @@ pub enum Event {
         /// QEMU's word for the cause, such as `guest-shutdown` or `host-signal`.
         reason: String,
     },
+    /// Somebody pressed the power button.
+    Powerdown,
     /// The machine was reset and boots again.
     Reset {
         /// The guest asked for it (reboot from inside).
@@ -95,6 +97,7 @@ impl QmpEvent {
                 let Cause { guest, reason, .. } = cause();
                 Event::Reset { guest, reason }
             }
+            "POWERDOWN" => Event::Powerdown,
             "STOP" => Event::Stop,
             "RESUME" => Event::Resume,
             "GUEST_PANICKED" => Event::GuestPanicked { action: cause().action },
@@ -129,6 +132,7 @@ mod tests {
         assert_eq!(event("SHUTDOWN", json!({"guest": true, "reason": "guest-shutdown", "new": []})), off);
         let reset = Event::Reset { guest: false, reason: String::new() };
         assert_eq!(event("RESET", json!({"guest": false})), reset, "QEMU 4 had no reason");
+        assert_eq!(event("POWERDOWN", Value::Null), Event::Powerdown);
         assert_eq!(event("STOP", Value::Null), Event::Stop);
         assert_eq!(event("RESUME", json!({})), Event::Resume);
         let panicked = Event::GuestPanicked { action: "pause".to_owned() };

@@ -59,7 +59,7 @@ impl Script {
         self.answer(id, json!({})).await;
     }
 
-    async fn client_is_gone(&mut self) -> bool {
+    pub(crate) async fn client_is_gone(&mut self) -> bool {
         timeout(PLENTY, self.frames.next()).await.is_ok()
     }
 }
@@ -79,7 +79,10 @@ impl FakeQemu {
     }
 
     /// Serves one connection with `script` and hands the script's result back.
-    pub(crate) fn serve<F, T>(self, script: impl FnOnce(Script) -> F + Send + 'static) -> (PathBuf, JoinHandle<T>)
+    pub(crate) fn serve<F, T>(
+        self,
+        script: impl FnOnce(Script) -> F + Send + 'static,
+    ) -> (PathBuf, JoinHandle<T>)
     where
         F: Future<Output = T> + Send,
         T: Send + 'static,

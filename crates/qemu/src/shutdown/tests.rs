@@ -6,6 +6,8 @@ use super::*;
 use crate::qmp::tests::{FakeQemu, Script};
 
 const SOON: Duration = Duration::from_millis(300);
+/// More than QEMU may take for one command.
+const PLENTY: Duration = Duration::from_secs(30);
 
 /// Says that it is in `state`, does what it is told, and ends at the power button where it `obeys`. Returns what it heard.
 async fn play(mut qemu: Script, state: &'static str, obeys: bool) -> Vec<String> {
@@ -24,6 +26,30 @@ async fn play(mut qemu: Script, state: &'static str, obeys: bool) -> Vec<String>
         }
     }
     heard
+}
+
+/// Busy: the second question gets no answer. The guest's shutdown goes on meanwhile.
+#[tokio::test]
+async fn a_qemu_that_is_busy_for_a_while_is_not_given_up() {
+    let (socket, script) = FakeQemu::new().serve(|mut qemu| async move {
+        qemu.negotiate().await;
+        let mut heard = 0;
+        while let Some((command, id)) = qemu.next_command().await {
+            heard += 1;
+            match (heard, command.as_str()) {
+                (1, _) => {}
+                (_, "query-status") => qemu.answer(id, json!({"status": "running", "running": true})).await,
+                (_, _) => {
+                    qemu.answer(id, json!({})).await;
+                    break;
+                }
+            }
+        }
+        heard
+    });
+    let result = shut_down(&socket, PLENTY).await;
+    assert!(result.is_ok(), "{result:?}");
+    assert_eq!(script.await.unwrap(), 3, "asked, asked again, pressed");
 }
 
 async fn told(state: &'static str, obeys: bool) -> (Result<(), ShutdownError>, Vec<String>) {
@@ -64,5 +90,13 @@ async fn a_guest_that_does_not_react_is_given_up() {
 #[tokio::test]
 async fn no_qemu_is_an_error() {
     let result = shut_down(Path::new("/nonexistent/power.sock"), SOON).await;
-    assert!(matches!(result, Err(ShutdownError::Connect(_))), "{result:?}");
+    assert!(matches!(result, Err(ShutdownError::Gone(_))), "{result:?}");
+}
+
+#[tokio::test]
+async fn a_qemu_that_says_nothing_is_given_up() {
+    let (socket, script) = FakeQemu::new().serve(|mut qemu| async move { qemu.client_is_gone().await });
+    let result = shut_down(&socket, SOON).await;
+    assert!(matches!(result, Err(ShutdownError::Silent(_) | ShutdownError::TooSlow(_))), "{result:?}");
+    assert!(script.await.unwrap());
 }

@@ -103,6 +103,10 @@ fn unit_file(properties: &Properties) -> String {
                 head.push_str(&format!("{name}={text}\n"));
                 continue;
             }
+            ("IgnoreOnIsolate", Property::Flag(true)) => {
+                head.push_str("IgnoreOnIsolate=yes\n");
+                continue;
+            }
             ("After", Property::Texts(texts)) => {
                 head.push_str(&format!("{name}={}\n", texts.join(" ")));
                 continue;
@@ -120,10 +124,7 @@ fn unit_file(properties: &Properties) -> String {
             ("SystemCallErrorNumber", Property::Signed(EPERM)) => (*name, "EPERM".into()),
             ("IPAddressDeny", Property::Networks(_)) => (*name, "any".into()),
             ("UMask", Property::Short(mask)) => (*name, format!("0{mask:o}")),
-            (name, Property::Commands(commands)) => {
-                let (_, argv, may_fail) = &commands[0];
-                (name, format!("{}{}", if *may_fail { "-" } else { "" }, quoted(argv)))
-            }
+            (name, Property::Commands(commands)) => (name, quoted(&commands[0].1)),
             (name, Property::Text(text)) => (name, text.clone()),
             (name, Property::Texts(texts)) => (name, texts.join(" ")),
             (name, Property::Flag(flag)) => (name, if *flag { "yes" } else { "no" }.into()),
@@ -185,7 +186,10 @@ fn systemd_finds_little_to_blame() {
 
 #[test]
 fn names_tell_the_instance_and_are_names() {
-    assert_eq!(unit_name(RUN.as_ref(), "qemu"), "qudata-vm-0198c1de-7d3c-7000-8000-0123456789ab-3-qemu.service");
+    assert_eq!(
+        unit_name(RUN.as_ref(), "qemu"),
+        "qudata-vm-0198c1de-7d3c-7000-8000-0123456789ab-3-qemu.service"
+    );
     let mut launch = qemu();
     launch.dir = PathBuf::from("/a/b c.d/ü%@");
     assert_eq!(unit_name(&launch.dir, &launch.name), "qudata-vm-b_c_d-___-qemu.service");
