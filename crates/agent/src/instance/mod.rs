@@ -14,8 +14,8 @@
 //! ```
 //! Files: `spec` the validated wish · `record` the durable truth · `admission` which request is allowed when ·
 //! `provision` forward · `teardown` backward · `vm_watch` keeps one VM company · `guest_access` SSH into it ·
-//! `task` the owner of it all, with `life` (what happens to the VM), `calls` (what is asked) and `snapshot` (what is
-//! shown) · `handle` what everyone else holds · `events` its history.
+//! `task` the owner of it all, with `life` (what happens to the VM), `rest` (how it ends), `calls` (what is asked) and
+//! `snapshot` (what is shown) · `handle` what everyone else holds · `events` its history.
 
 pub mod admission;
 mod calls;
@@ -26,6 +26,7 @@ mod hardware;
 mod life;
 pub mod provision;
 pub mod record;
+mod rest;
 mod snapshot;
 pub mod spec;
 pub mod task;
