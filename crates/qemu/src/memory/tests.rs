@@ -45,8 +45,8 @@ fn limits_and_deadlines_grow_with_what_is_pinned() {
     let ram = ByteSize::from_gib(64);
     let plan = |backing| MemoryPlan { backing, node: None };
     let seconds = |backing| plan(backing).launch_deadline(ram).as_secs();
-    assert_eq!((plan(Backing::OnDemand).memlock(ram), seconds(Backing::OnDemand)), (None, 30));
-    for (backing, deadline) in [(Backing::Transparent, 670), (Backing::Reserved(HugePage::Gib1), 350)] {
+    assert_eq!((plan(Backing::OnDemand).memlock(ram), seconds(Backing::OnDemand)), (None, 90));
+    for (backing, deadline) in [(Backing::Transparent, 730), (Backing::Reserved(HugePage::Gib1), 410)] {
         assert_eq!(plan(backing).memlock(ram), Some(ByteSize::from_gib(65)));
         assert_eq!(seconds(backing), deadline, "{backing:?}");
     }
