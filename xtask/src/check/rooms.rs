@@ -130,7 +130,7 @@ mod tests {
         assert!(!verdict("qudata-qemu", "qudata-api", false));
         assert!(!verdict("qudata-host", "qudata-api", false));
         assert!(verdict("qudata-agent-core", "qudata-guest", false));
-        assert!(!verdict("qudata-agent", "qudata-qemu", false));
+        assert!(!verdict("qudata-agent", "qudata-guest", false));
     }
 
     #[test]
