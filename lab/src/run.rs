@@ -14,6 +14,9 @@ use crate::{Files, agent, kit};
 
 /// On a disk with room, unlike a temporary directory that may be in memory.
 const PARENT: &str = "/var/tmp";
+/// How often a scenario is begun again because the emulated server's kernel died under it (nested virtualisation in
+/// software emulation does that). Were it the product's doing, it would happen each time.
+const DEATHS: usize = 3;
 const PREFIX: &str = "qudata-lab-";
 const COLLECT: Duration = Duration::from_secs(60);
 
@@ -98,10 +101,12 @@ pub(crate) fn run(files: &Files, chosen: &[&'static Scenario], keep: bool) -> Re
         for scenario in scenarios {
             let started = Instant::now();
             let mut error = attempt(scenario, &shape, &parts, &mut machine).err();
-            if error.is_some() && machine.as_ref().is_some_and(Machine::is_dead) {
-                // Were it the product's doing, it would happen again.
+            for _ in 0..DEATHS {
+                if error.is_none() || !machine.as_ref().is_some_and(Machine::is_dead) {
+                    break;
+                }
                 println!(
-                    "lab: the emulated server died, its kernel says nothing more; {} runs once more on a new one",
+                    "lab: the emulated server died, its kernel says nothing more; {} runs again on a new one",
                     scenario.name
                 );
                 // Nobody is left there to be asked.
