@@ -123,7 +123,9 @@ pub(crate) fn run(files: &Files, chosen: &[&'static Scenario], keep: bool) -> Re
             let failed = outcome.error.is_some();
             outcomes.push(outcome);
             if failed {
-                collect(machine.as_ref(), &parts, &files.logs.join(scenario.name));
+                // A dead server answers no question; each would be waited for.
+                let alive = machine.as_ref().filter(|machine| !machine.is_dead());
+                collect(alive, &parts, &files.logs.join(scenario.name));
                 if keep && let Some(machine) = machine.take() {
                     room.keep = true;
                     leave(&machine, &room.dir)?;
