@@ -28,16 +28,7 @@ pub(crate) fn make(dir: &Path, files: &Files) -> Result<PathBuf> {
     place(&files.agent, &kit.join("qudata-agent"), 0o755)?;
     place(&files.probe, &kit.join("qudata-lab-probe"), 0o755)?;
     place(&files.outside, &kit.join("qudata-lab-outside"), 0o755)?;
-    if let Some(tests) = &files.systemd_tests {
-        // With the program that plays the agent where the tests look for it.
-        let example = tests.parent().and_then(Path::parent).map(|target| target.join("examples/launch_unit"));
-        let example = example.context("the tests lie in no folder of cargo's")?;
-        for (from, to) in [(tests, "tests/deps/systemd"), (&example, "tests/examples/launch_unit")] {
-            let to = kit.join(to);
-            fs::create_dir_all(to.parent().unwrap_or(&kit))?;
-            place(from, &to, 0o755)?;
-        }
-    }
+    systemd_tests(&kit, &files.systemd_tests)?;
     if let Some(dist) = &files.dist {
         release(dist, &kit.join("dist"))?;
     }
@@ -56,6 +47,18 @@ pub(crate) fn make(dir: &Path, files: &Files) -> Result<PathBuf> {
     packaging(&kit, &files.packaging)?;
     quick_guest(&images)?;
     image(dir)
+}
+
+/// The tests of real units, with the program that plays the agent where they look for it.
+fn systemd_tests(kit: &Path, tests: &Path) -> Result<()> {
+    let example = tests.parent().and_then(Path::parent).map(|target| target.join("examples/launch_unit"));
+    let example = example.context("the tests lie in no folder of cargo's")?;
+    for (from, to) in [(tests, "tests/deps/systemd"), (&example, "tests/examples/launch_unit")] {
+        let to = kit.join(to);
+        fs::create_dir_all(to.parent().unwrap_or(kit))?;
+        place(from, &to, 0o755)?;
+    }
+    Ok(())
 }
 
 /// The files of a release.

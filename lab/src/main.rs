@@ -39,7 +39,7 @@ pub(crate) struct Files {
     dist: Option<PathBuf>,
     /// The tests of the `host` crate that need a real systemd, as cargo built them
     #[arg(long)]
-    systemd_tests: Option<PathBuf>,
+    systemd_tests: PathBuf,
     /// Disk of the server, with .vmlinuz and .initrd beside it
     #[arg(long)]
     host_image: PathBuf,
