@@ -20,6 +20,9 @@ const FOLDERS: [&str; 3] = ["systemd", "sysusers.d", "tmpfiles.d"];
 /// Process 1 of the quick guest: see there.
 const QUICK_INIT: &str = include_str!("../files/quick-init.sh");
 
+/// What [`make`] leaves beside the kit: the lab's own way into its servers.
+pub(crate) const WAY_IN: [&str; 2] = ["id", "known_hosts"];
+
 /// Makes `<dir>/kit.raw`, and beside it the lab's own key `id` and `known_hosts`.
 pub(crate) fn make(dir: &Path, files: &Files) -> Result<PathBuf> {
     let kit = dir.join("kit");

@@ -2,13 +2,14 @@
 //! it needs. Never shipped.
 //!
 //! ```text
-//! run ── kit ── machine (shape) ── agent, tenant ◀── scenario
-//!                  └── remote: SSH
+//! run ── kit, lane ── machine (shape) ── agent, tenant ◀── scenario
+//!                        └── remote: SSH
 //! ```
 mod agent;
 mod gpu;
 mod initramfs;
 mod kit;
+mod lane;
 mod machine;
 mod owner;
 mod remote;
@@ -16,11 +17,15 @@ mod run;
 mod scenario;
 mod shape;
 mod tenant;
+mod voice;
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+
+use crate::voice::say;
 
 /// What the lab is made of.
 #[derive(Debug, Parser)]
@@ -74,6 +79,9 @@ struct CommandLine {
     /// Leave out what takes long
     #[arg(long)]
     brief: bool,
+    /// How many servers run at a time; as many as processors and memory carry without
+    #[arg(long, value_name = "N")]
+    servers: Option<NonZero<usize>>,
     /// Scenarios by name, or by a part of their names
     names: Vec<String>,
 }
@@ -96,13 +104,13 @@ fn main() -> ExitCode {
     let done = if wish.shell {
         run::shell(&wish.files).map(|()| true)
     } else {
-        run::run(&wish.files, &run::choose(&wish.names, wish.brief), wish.keep)
+        run::run(&wish.files, &run::choose(&wish.names, wish.brief), wish.keep, wish.servers)
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("lab: error: {error:#}");
+            say(format!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

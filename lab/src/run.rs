@@ -1,40 +1,27 @@
-//! One run of the lab: which scenarios, on which servers, what came out. Called by main.
+//! One run of the lab: which scenarios, on how many servers at a time, what came out. Called by main.
 //!
-//! Scenarios that ask for the same server share one; after a failure the next one gets a fresh one.
+//! Scenarios that ask for the same server share one where they can; after a failure the next one gets a fresh one.
 use std::fs;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::machine::{Machine, Parts};
+use crate::lane::{KEPT, Lane, ready};
+use crate::machine::Parts;
 use crate::scenario::{self, Scenario};
-use crate::shape::{Boot, L1};
-use crate::{Files, agent, kit};
+use crate::shape::L1;
+use crate::voice::say;
+use crate::{Files, kit};
 
 /// On a disk with room, unlike a temporary directory that may be in memory.
 const PARENT: &str = "/var/tmp";
-/// How often a scenario is begun again because the emulated server's kernel died under it (nested virtualisation in
-/// software emulation does that). Were it the product's doing, it would happen each time.
-const DEATHS: usize = 3;
 const PREFIX: &str = "qudata-lab-";
-const COLLECT: Duration = Duration::from_secs(60);
-
-/// What a server tells about itself after a failure: file name and script.
-const REPORTS: &[(&str, &str)] = &[
-    ("agent.log", "journalctl --no-pager -o short-precise -u qudata-agent"),
-    ("journal.log", "journalctl --no-pager -o short-precise"),
-    ("dmesg.log", "dmesg"),
-    ("processes.log", "ps -eo user,pid,ppid,stat,wchan:24,etime,args --forest"),
-    ("units.log", "systemctl list-units --all --no-pager 'qudata*'; systemd-cgls --no-pager"),
-    ("network.log", "nft list ruleset; ss -tulpn"),
-    ("pci.log", "lspci -nnk"),
-    (
-        "instances.log",
-        "qudata-agent status --json; qudata-agent gpu list --json; for f in /var/log/qudata/instances/*/* /run/qudata/vms/*/*/*.log; \
-         do echo \"== $f\"; tail -c 20000 \"$f\"; done",
-    ),
-];
+/// RAM that a server and QEMU around it take.
+const SERVER_MIB: u64 = 7 * 1024;
 
 /// The directory of a run, removed at its end unless a server was kept.
 struct Room {
@@ -66,82 +53,143 @@ fn sweep() -> Result<()> {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(pid) = name.strip_prefix(PREFIX) else { continue };
         // A server that was kept has its own process id written down.
-        let kept = fs::read_to_string(entry.path().join("kept")).unwrap_or_default();
+        let kept = kept(&entry.path());
         let alive = |pid: &str| !pid.is_empty() && Path::new("/proc").join(pid).exists();
-        if !alive(pid) && !alive(kept.trim()) {
+        if !alive(pid) && !kept.iter().any(|pid| alive(pid.trim())) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
     Ok(())
 }
 
+/// What stands in the notes of a run's kept servers.
+fn kept(room: &Path) -> Vec<String> {
+    let lanes = fs::read_dir(room).into_iter().flatten().flatten();
+    lanes.filter_map(|lane| fs::read_to_string(lane.path().join(KEPT)).ok()).collect()
+}
+
 /// How one scenario ended.
-struct Outcome {
+#[derive(Debug)]
+pub(crate) struct Outcome {
     name: &'static str,
     seconds: u64,
     error: Option<String>,
 }
 
-/// Runs the scenarios; true when every one passed.
-pub(crate) fn run(files: &Files, chosen: &[&'static Scenario], keep: bool) -> Result<bool> {
+impl Outcome {
+    pub(crate) fn new(scenario: &Scenario, took: Duration, error: Option<anyhow::Error>) -> Self {
+        let error = error.map(|error| format!("{error:#}"));
+        Self { name: scenario.name, seconds: took.as_secs(), error }
+    }
+
+    pub(crate) fn is_failure(&self) -> bool {
+        self.error.is_some()
+    }
+
+    /// One line about it, at once.
+    pub(crate) fn tell(&self) {
+        match &self.error {
+            None => say(format!("passed after {} s", self.seconds)),
+            Some(error) => say(format!("FAILED after {} s: {error}", self.seconds)),
+        }
+    }
+}
+
+/// What the lanes of a run share.
+#[derive(Debug)]
+pub(crate) struct Work {
+    left: Mutex<Vec<&'static Scenario>>,
+    outcomes: Mutex<Vec<Outcome>>,
+}
+
+impl Work {
+    fn new(chosen: &[&'static Scenario]) -> Self {
+        Self { left: Mutex::new(chosen.to_vec()), outcomes: Mutex::default() }
+    }
+
+    /// The next scenario for a lane: one for the server it has, else the first that is left.
+    pub(crate) fn take(&self, has: Option<&L1>) -> Option<&'static Scenario> {
+        let mut left = lock(&self.left);
+        let same = |has: &L1| left.iter().position(|scenario| (scenario.shape)() == *has);
+        let next = has.and_then(same).unwrap_or(0);
+        (next < left.len()).then(|| left.remove(next))
+    }
+
+    pub(crate) fn came_out(&self, outcome: Outcome) {
+        lock(&self.outcomes).push(outcome);
+    }
+
+    /// What came out, in the order of the table.
+    fn outcomes(self) -> Vec<Outcome> {
+        let mut outcomes = self.outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+        outcomes
+            .sort_by_key(|outcome| scenario::ALL.iter().position(|scenario| scenario.name == outcome.name));
+        outcomes
+    }
+}
+
+/// No lane panics while it holds one of these.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs the scenarios on `servers` servers at a time; without a number on as many as processors and memory carry. True when
+/// every one passed.
+pub(crate) fn run(
+    files: &Files,
+    chosen: &[&'static Scenario],
+    keep: bool,
+    servers: Option<NonZero<usize>>,
+) -> Result<bool> {
     if chosen.is_empty() {
         bail!("no scenario has such a name; --list shows them");
     }
     let mut room = Room::open()?;
+    let kit = kit::make(&room.dir, files)?;
+    // The first failure ends a run whose server is to stay: there is one then.
+    let most = if keep { 1 } else { servers.map_or_else(carried, NonZero::get) };
+    let lanes: Vec<Lane<'_>> = (1..=most.min(chosen.len()))
+        .map(|number| lane(&room, number, files, &kit, keep))
+        .collect::<Result<_>>()?;
+    let work = Work::new(chosen);
+    let ran: Vec<Result<()>> = thread::scope(|scope| {
+        let running: Vec<_> = lanes.iter().map(|lane| scope.spawn(|| lane.run(&work))).collect();
+        running
+            .into_iter()
+            .map(|lane| lane.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a scenario panicked"))))
+            .collect()
+    });
+    room.keep = lanes.iter().any(|lane| lane.parts.dir.join(KEPT).exists());
+    let passed = report(&work.outcomes());
+    ran.into_iter().collect::<Result<()>>()?;
+    Ok(passed)
+}
+
+/// How many servers at a time this machine carries: each is emulated by one thread, and has its RAM.
+fn carried() -> usize {
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let free = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let free = free.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0);
+    let by_memory = usize::try_from(free / 1024 / SERVER_MIB).unwrap_or(1);
+    processors.min(by_memory).max(1)
+}
+
+/// A lane with a directory of its own, and in it the lab's way into its servers.
+fn lane<'a>(room: &Room, number: usize, files: &'a Files, kit: &Path, keep: bool) -> Result<Lane<'a>> {
+    let dir = room.dir.join(number.to_string());
+    fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    for name in kit::WAY_IN {
+        fs::copy(room.dir.join(name), dir.join(name)).with_context(|| format!("cannot copy {name}"))?;
+    }
     let parts = Parts {
-        dir: room.dir.clone(),
+        dir,
         image: files.host_image.clone(),
         fresh: files.fresh_image.clone(),
-        kit: kit::make(&room.dir, files)?,
+        kit: kit.to_owned(),
         keep,
     };
-    let mut outcomes = Vec::new();
-    for (shape, scenarios) in by_shape(chosen) {
-        let mut machine = None;
-        for scenario in scenarios {
-            let started = Instant::now();
-            let mut error = attempt(scenario, &shape, &parts, &mut machine).err();
-            for _ in 0..DEATHS {
-                if error.is_none() || !machine.as_ref().is_some_and(Machine::is_dead) {
-                    break;
-                }
-                println!(
-                    "lab: the emulated server died, its kernel says nothing more; {} runs again on a new one",
-                    scenario.name
-                );
-                // Nobody is left there to be asked.
-                collect(None, &parts, &files.logs.join(format!("{}-died", scenario.name)));
-                end(machine.take())?;
-                error = attempt(scenario, &shape, &parts, &mut machine).err();
-            }
-            let outcome = Outcome {
-                name: scenario.name,
-                seconds: started.elapsed().as_secs(),
-                error: error.map(|error| format!("{error:#}")),
-            };
-            tell(&outcome);
-            let failed = outcome.error.is_some();
-            outcomes.push(outcome);
-            if failed {
-                // A dead server answers no question; each would be waited for.
-                let alive = machine.as_ref().filter(|machine| !machine.is_dead());
-                collect(alive, &parts, &files.logs.join(scenario.name));
-                if keep && let Some(machine) = machine.take() {
-                    room.keep = true;
-                    leave(&machine, &room.dir)?;
-                    return Ok(report(&outcomes));
-                }
-                // What a failed scenario left must not fail the next.
-                end(machine.take())?;
-            }
-            // No installation shall find what another one left.
-            if shape.boot == Boot::Fresh {
-                end(machine.take())?;
-            }
-        }
-        end(machine)?;
-    }
-    Ok(report(&outcomes))
+    Ok(Lane { parts, logs: &files.logs })
 }
 
 /// The named ones, a part of a name standing for all that contain it; without a name all of them. `brief` leaves out the
@@ -162,105 +210,66 @@ pub(crate) fn choose(names: &[String], brief: bool) -> Vec<&'static Scenario> {
     chosen
 }
 
-fn end(machine: Option<Machine>) -> Result<()> {
-    machine.map_or(Ok(()), Machine::end)
-}
-
-/// In the order of the table, scenarios of one shape together.
-fn by_shape<'a>(chosen: &[&'a Scenario]) -> Vec<(L1, Vec<&'a Scenario>)> {
-    let mut groups: Vec<(L1, Vec<&Scenario>)> = Vec::new();
-    for scenario in chosen {
-        let shape = (scenario.shape)();
-        match groups.iter_mut().find(|(other, _)| *other == shape) {
-            Some((_, group)) => group.push(scenario),
-            None => groups.push((shape, vec![scenario])),
-        }
-    }
-    groups
-}
-
-fn attempt(scenario: &Scenario, shape: &L1, parts: &Parts, machine: &mut Option<Machine>) -> Result<()> {
-    if machine.is_none() {
-        *machine = Some(ready(shape, parts)?);
-    }
-    eprintln!("lab: {}: {}", scenario.name, scenario.about);
-    match machine {
-        Some(machine) => (scenario.run)(machine),
-        None => bail!("there is no server"),
-    }
-}
-
-fn ready(shape: &L1, parts: &Parts) -> Result<Machine> {
-    eprintln!("lab: starting a server with {} slots in emulation", shape.slots.len());
-    let machine = Machine::boot(shape, parts)?;
-    eprintln!("lab: the server is up after {} s", machine.boot.as_secs());
-    if machine.shape.boot == Boot::Direct {
-        agent::install(&machine)?;
-    }
-    Ok(machine)
-}
-
-fn tell(outcome: &Outcome) {
-    match &outcome.error {
-        None => eprintln!("lab: {} passed after {} s", outcome.name, outcome.seconds),
-        Some(error) => eprintln!("lab: {} FAILED after {} s: {error}", outcome.name, outcome.seconds),
-    }
-}
-
 /// The table and the closing line; true when all passed.
 fn report(outcomes: &[Outcome]) -> bool {
     println!();
     for outcome in outcomes {
-        let verdict = if outcome.error.is_none() { "ok" } else { "FAILED" };
+        let verdict = if outcome.is_failure() { "FAILED" } else { "ok" };
         println!("{:<28} {verdict:<6} {:>5} s", outcome.name, outcome.seconds);
     }
-    let failed = outcomes.iter().filter(|outcome| outcome.error.is_some()).count();
+    let failed = outcomes.iter().filter(|outcome| outcome.is_failure()).count();
     println!("{} passed, {failed} failed", outcomes.len() - failed);
     failed == 0
-}
-
-/// Saves what the server can tell. Nothing here may hide the failure itself.
-fn collect(machine: Option<&Machine>, parts: &Parts, to: &Path) {
-    if let Err(error) = fs::create_dir_all(to) {
-        eprintln!("lab: no logs, {} cannot be created: {error}", to.display());
-        return;
-    }
-    for name in ["console.log", "qemu.log"] {
-        let _ = fs::copy(parts.dir.join(name), to.join(name));
-    }
-    for (name, script) in REPORTS.iter().filter(|_| machine.is_some()) {
-        let said = machine.map(|machine| machine.remote.run(script, COLLECT));
-        let text = match said {
-            Some(Ok(output)) => output.stdout + &output.stderr,
-            Some(Err(error)) => format!("{error:#}"),
-            None => String::new(),
-        };
-        let _ = fs::write(to.join(name), text);
-    }
-    eprintln!("lab: logs are in {}", to.display());
-}
-
-/// The server stays for a person.
-fn leave(machine: &Machine, dir: &Path) -> Result<()> {
-    fs::write(dir.join("kept"), machine.pid().to_string()).context("cannot note the kept server")?;
-    eprintln!("lab: the server stays; log in with\n  {}", machine.remote.shown());
-    eprintln!("lab: end it with\n  kill {} && rm -r {}", machine.pid(), dir.display());
-    Ok(())
 }
 
 /// A server with everything installed, and a shell on it until the person leaves.
 pub(crate) fn shell(files: &Files) -> Result<()> {
     let room = Room::open()?;
-    let parts = Parts {
-        dir: room.dir.clone(),
-        image: files.host_image.clone(),
-        fresh: files.fresh_image.clone(),
-        kit: kit::make(&room.dir, files)?,
-        keep: false,
-    };
-    let machine = ready(&L1::gpus(), &parts)?;
-    eprintln!("lab: from another terminal: {}", machine.remote.shown());
-    eprintln!("lab: the agent is installed and not started; its settings go to /etc/qudata/agent.toml");
+    let kit = kit::make(&room.dir, files)?;
+    let machine = ready(&L1::gpus(), &lane(&room, 1, files, &kit, false)?.parts)?;
+    say(format!("from another terminal: {}", machine.remote.shown()));
+    say("the agent is installed and not started; its settings go to /etc/qudata/agent.toml");
     machine.remote.shell()?;
     machine.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_stays_on_its_server_while_there_is_work_for_it_and_nothing_runs_twice() {
+        let chosen: Vec<&Scenario> = scenario::ALL.iter().collect();
+        let work = Work::new(&chosen);
+        let first = work.take(None).unwrap();
+        assert_eq!(first.name, chosen.first().unwrap().name);
+        let has = (first.shape)();
+        let (mut taken, mut left) = (vec![first.name], false);
+        while let Some(next) = work.take(Some(&has)) {
+            let same = (next.shape)() == has;
+            assert!(same || !work_for(&work, &has), "{} was taken too early", next.name);
+            left |= !same;
+            taken.push(next.name);
+        }
+        assert!(left, "all scenarios have one shape: the test tells nothing");
+        assert_eq!(taken.len(), chosen.len());
+        taken.sort_unstable();
+        taken.dedup();
+        assert_eq!(taken.len(), chosen.len());
+    }
+
+    fn work_for(work: &Work, shape: &L1) -> bool {
+        lock(&work.left).iter().any(|scenario| (scenario.shape)() == *shape)
+    }
+
+    #[test]
+    fn results_stand_in_the_order_of_the_table() {
+        let chosen: Vec<&Scenario> = scenario::ALL.iter().take(3).collect();
+        let work = Work::new(&chosen);
+        for scenario in chosen.iter().rev() {
+            work.came_out(Outcome::new(scenario, Duration::ZERO, None));
+        }
+        let names: Vec<&str> = work.outcomes().iter().map(|outcome| outcome.name).collect();
+        assert_eq!(names, chosen.iter().map(|scenario| scenario.name).collect::<Vec<_>>());
+    }
 }

@@ -5,6 +5,7 @@
 //! this machine ── QEMU, emulation ──▶ the server (Linux, systemd, VFIO, an emulated IOMMU, GPU stand-ins)
 //!                                      └── QEMU, nested KVM ──▶ a tenant's guest
 //! ```
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -32,6 +33,9 @@ pub(crate) struct Lab {
     /// Leave out what takes long, as `cargo xtask test` does
     #[arg(long)]
     brief: bool,
+    /// How many servers run at a time; as many as processors and memory carry without
+    #[arg(long, value_name = "N")]
+    servers: Option<NonZero<usize>>,
     /// List the scenarios
     #[arg(long)]
     list: bool,
@@ -95,6 +99,9 @@ pub(crate) fn command(wish: &Lab) -> Result<Command> {
         if wanted {
             command.arg(flag);
         }
+    }
+    if let Some(servers) = wish.servers {
+        command.arg("--servers").arg(servers.to_string());
     }
     command.args(&wish.names);
     Ok(command)

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use crate::agent::{self, Baseline, Guest, Setting};
 use crate::machine::Machine;
 use crate::tenant::{Order, Tenant};
+use crate::voice::say;
 
 const QUICK: Duration = Duration::from_secs(60);
 
@@ -28,7 +29,7 @@ fn survives(machine: &Machine, name: &str, mishap: impl FnOnce(&Machine) -> Resu
     let before = Baseline::take(machine)?;
     let tenant = Tenant::order(machine, &Order { name, ..Order::default() })?;
     let ready = tenant.wait_until_ready()?;
-    eprintln!("lab: ready after {} s", ready.as_secs());
+    say(format!("ready after {} s", ready.as_secs()));
     let (life, uptime) = (Life::of(&tenant)?, tenant.uptime()?);
     mishap(machine)?;
     tenant.wait_for("running", QUICK)?;

@@ -11,6 +11,7 @@ use crate::machine::Machine;
 use crate::scenario::gpu::{ensure_returned, rent};
 use crate::shape::slot;
 use crate::tenant::{Order, Tenant};
+use crate::voice::say;
 
 const QUICK: Duration = Duration::from_secs(60);
 const START: Duration = Duration::from_secs(120);
@@ -37,7 +38,7 @@ pub(super) fn run(machine: &mut Machine) -> Result<()> {
     }
     let (bare, ours) = (median(bare)?, median(ours)?);
     let ratio = ours / bare;
-    eprintln!("lab: bind: ours {ours:.1} ms, bare writes {bare:.1} ms: {ratio:.2}");
+    say(format!("bind: ours {ours:.1} ms, bare writes {bare:.1} ms: {ratio:.2}"));
     ensure!(ratio <= MOST, "binding took {ratio:.2} of what the bare writes take");
     before.assert_clean(machine)
 }

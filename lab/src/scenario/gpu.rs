@@ -8,6 +8,7 @@ use crate::gpu;
 use crate::machine::Machine;
 use crate::shape::slot;
 use crate::tenant::{Order, Tenant};
+use crate::voice::say;
 
 const QUICK: Duration = Duration::from_secs(60);
 /// Reset and check after a guest; an emulated machine is slow.
@@ -180,7 +181,7 @@ pub(super) fn agent_killed(machine: &mut Machine) -> Result<()> {
         let delete = format!("qudata-agent instance delete struck --yes >/dev/null 2>&1 & sleep {seconds}");
         machine.remote.must(&delete, QUICK)?;
         agent::kill(machine).with_context(|| format!("{moment} ms into delete"))?;
-        eprintln!("lab: {moment} ms: VM {boot:?}");
+        say(format!("{moment} ms: VM {boot:?}"));
         if machine.remote.run("qudata-agent instance show struck --json", QUICK)?.status.success() {
             Tenant::known(machine, "struck").delete()?;
         }

@@ -9,6 +9,7 @@ use crate::machine::Machine;
 use crate::owner::{self, State};
 use crate::shape::slot;
 use crate::tenant::{Order, Tenant};
+use crate::voice::say;
 
 const QUICK: Duration = Duration::from_secs(60);
 /// Self-test and start of the agent after a restart of the server.
@@ -79,7 +80,7 @@ pub(super) fn fresh(machine: &mut Machine) -> Result<()> {
     let _ = owner::types(machine, "--iommu on --yes")?;
     machine.await_reboot(&boot, RESTART).context("the server should restart by itself")?;
     wait_until_installed(machine)?;
-    eprintln!("lab: installed after {} s, with a restart", started.elapsed().as_secs());
+    say(format!("installed after {} s, with a restart", started.elapsed().as_secs()));
     let log = machine.remote.must("cat /var/log/qudata/install.log", QUICK)?;
     for slot in [slot::A, slot::B] {
         let address = gpu::only(machine, slot)?;

@@ -10,6 +10,7 @@ use crate::machine::Machine;
 use crate::scenario::gpu::{ensure_returned, rent};
 use crate::shape::slot;
 use crate::tenant::{Order, Tenant};
+use crate::voice::say;
 
 const QUICK: Duration = Duration::from_secs(60);
 const START: Duration = Duration::from_secs(180);
@@ -56,9 +57,9 @@ pub(super) fn run(machine: &mut Machine) -> Result<()> {
     let before_the_guest: f64 = ours.iter().take(theirs.len()).sum();
     let (theirs, calls) = (theirs.iter().sum::<f64>(), theirs.len());
     let ratio = before_the_guest / theirs;
-    eprintln!(
-        "lab: pinning 512 MiB, {calls} calls: ours {before_the_guest:.1} ms, cold pages of 4 KiB {theirs:.1} ms: {ratio:.4}"
-    );
+    say(format!(
+        "pinning 512 MiB, {calls} calls: ours {before_the_guest:.1} ms, cold pages of 4 KiB {theirs:.1} ms: {ratio:.4}"
+    ));
     ensure!(ratio <= MOST, "pinning took {ratio:.3} of what cold pages take, {MOST} is promised");
     before.assert_clean(machine)
 }

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use crate::agent::{self, Baseline, Guest, Setting};
 use crate::machine::Machine;
 use crate::tenant::{Order, Tenant};
+use crate::voice::say;
 
 pub(super) fn run(machine: &mut Machine) -> Result<()> {
     let machine = &*machine;
@@ -14,6 +15,6 @@ pub(super) fn run(machine: &mut Machine) -> Result<()> {
     let said = tenant.inside("systemd-detect-virt; cloud-init status")?;
     ensure!(said.contains("kvm"), "the guest does not run under KVM: {said}");
     let gone = tenant.delete()?;
-    eprintln!("lab: ready after {} s, deleted after {} ms", ready.as_secs(), gone.as_millis());
+    say(format!("ready after {} s, deleted after {} ms", ready.as_secs(), gone.as_millis()));
     before.assert_clean(machine)
 }

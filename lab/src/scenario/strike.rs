@@ -14,6 +14,7 @@ use crate::remote::quoted;
 use crate::scenario::gpu::{ensure_returned, rent};
 use crate::shape::slot;
 use crate::tenant::{Order, Tenant};
+use crate::voice::say;
 
 const QUICK: Duration = Duration::from_secs(60);
 const BOOTING: Duration = Duration::from_secs(120);
@@ -120,7 +121,7 @@ fn everywhere(machine: &mut Machine, story: impl Fn(&Machine, u32) -> Result<boo
         let struck = story(machine, n).with_context(|| format!("at boundary {n}"))?;
         ensure_returned(machine, &functions, &drivers).with_context(|| format!("at boundary {n}"))?;
         if !struck {
-            eprintln!("lab: {} boundaries", n - 1);
+            say(format!("{} boundaries", n - 1));
             ensure!(n > 10, "only {} boundaries were seen", n - 1);
             return before.assert_clean(machine);
         }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::agent::{self, Baseline, Guest, Setting};
 use crate::machine::Machine;
 use crate::tenant::{Order, Tenant};
+use crate::voice::say;
 
 const QUICK: Duration = Duration::from_secs(60);
 /// From the start of frpc to a route, in emulation.
@@ -51,7 +52,7 @@ pub(super) fn run(machine: &mut Machine) -> Result<()> {
     let unit = unit.split_whitespace().next().context("frpc is no unit of systemd")?.to_owned();
     let exposure =
         machine.remote.must(&format!("systemd-analyze security --no-pager {unit} | tail -1"), QUICK)?;
-    eprintln!("lab: {unit}: {}", exposure.trim());
+    say(format!("{unit}: {}", exposure.trim()));
     let user =
         machine.remote.must(&format!("ps -o uid= -p $(systemctl show --value -p MainPID {unit})"), QUICK)?;
     ensure!(user.trim() == "719999", "frpc runs as user {}", user.trim());

@@ -4,6 +4,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::machine::Machine;
+use crate::voice::say;
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -15,6 +16,6 @@ pub(super) fn run(machine: &mut Machine) -> Result<()> {
     ensure!(said.status.success(), "{}", said.stdout.trim());
     let verdict = verdict.context("the tests said nothing")?;
     ensure!(!verdict.contains(" 0 passed"), "no test ran: {verdict}");
-    eprintln!("lab: {verdict}");
+    say(verdict);
     Ok(())
 }
