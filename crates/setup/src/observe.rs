@@ -5,6 +5,7 @@ mod host;
 
 use std::{collections::BTreeMap, path::Path};
 
+use qudata_agent_core::control_plane::ServiceUrl;
 use qudata_host::{pci::PciAddress, size::ByteSize};
 use qudata_vfio::{names::PciIds, topology::Topology};
 
@@ -86,8 +87,8 @@ pub struct SettingsLook {
     pub standalone: bool,
     /// Emulation instead of KVM.
     pub emulated: bool,
-    /// Ports are published by frp, which needs a control plane.
-    pub service_url: String,
+    /// The control plane where there is one.
+    pub service_url: ServiceUrl,
     /// Where the data is.
     pub data_dir: String,
     /// The base image.
@@ -210,7 +211,7 @@ fn settings(means: Means<'_>, wish: &Wish) -> Result<SettingsLook, SetupError> {
         debug: checked.debug,
         standalone: checked.standalone,
         emulated: settings_file::text_of(&text, "accel").as_deref() == Some("tcg"),
-        service_url: service_url(&text),
+        service_url: checked.service_url,
         data_dir: checked.data_dir.display().to_string(),
         // Where it leads counts: a link to an image that is gone is none.
         image_there: files.at(&base_image).exists(),
@@ -219,14 +220,6 @@ fn settings(means: Means<'_>, wish: &Wish) -> Result<SettingsLook, SetupError> {
         file,
         template,
     })
-}
-
-fn service_url(text: &str) -> String {
-    let default = || {
-        let docs = qudata_agent_core::settings::describe();
-        docs.into_iter().find(|doc| doc.key == "service_url").map(|doc| doc.default.to_owned())
-    };
-    settings_file::text_of(text, "service_url").or_else(default).unwrap_or_default()
 }
 
 fn capacity(means: Means<'_>, data_dir: &str) -> Result<(ByteSize, ByteSize), SetupError> {

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use qudata_agent_core::control_plane::ServiceUrl;
 use qudata_host::pci::PciAddress;
 use secrecy::SecretString;
 
@@ -101,7 +102,7 @@ pub trait Outside: fmt::Debug {
     fn build_image(&self, wish: &Wish, tick: &mut dyn FnMut(Tick)) -> Result<String, PartFailure>;
 
     /// Whether the service at `url` takes the key.
-    fn ask_about_key(&self, url: &str, key: &SecretString) -> KeyVerdict;
+    fn ask_about_key(&self, url: &ServiceUrl, key: &SecretString) -> KeyVerdict;
 }
 
 /// The person at the terminal, if there is one.

@@ -10,6 +10,7 @@ use std::{
     rc::Rc,
 };
 
+use qudata_agent_core::control_plane::ServiceUrl;
 use qudata_host::pci::PciAddress;
 use qudata_testkit::pci::{Device, FakeHost};
 use secrecy::SecretString;
@@ -493,7 +494,7 @@ impl Outside for World {
         Ok("0123456789abcdef".into())
     }
 
-    fn ask_about_key(&self, _url: &str, _key: &SecretString) -> KeyVerdict {
+    fn ask_about_key(&self, _url: &ServiceUrl, _key: &SecretString) -> KeyVerdict {
         self.verdict.borrow().clone()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use qudata_agent_core::{
-    control_plane::{Answer, ReachError, reach},
+    control_plane::{Answer, ReachError, ServiceUrl, reach},
     settings::LoadFrom,
 };
 use qudata_api::{HostView, InstanceView, Teardown};
@@ -149,9 +149,8 @@ impl Outside for Host {
         built.map(|record| record.id.to_string()).map_err(|error| failed(image::failure(error)))
     }
 
-    fn ask_about_key(&self, url: &str, key: &SecretString) -> KeyVerdict {
-        let Ok(url) = url.parse() else { return KeyVerdict::CannotAsk };
-        verdict(self.handle.block_on(reach(&url, Some(key.clone()))))
+    fn ask_about_key(&self, url: &ServiceUrl, key: &SecretString) -> KeyVerdict {
+        verdict(self.handle.block_on(reach(url, Some(key.clone()))))
     }
 }
 
