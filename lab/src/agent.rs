@@ -16,7 +16,7 @@ const SETTLE: Duration = Duration::from_secs(45);
 const IDLE_THREADS: usize = 16;
 
 /// Settings of every agent of the lab; a scenario adds to them. The guest takes minutes to boot here.
-const SETTINGS: &str = "accel = \"kvm\"\nfirmware = \"direct\"\nready_timeout = 900\n";
+const SETTINGS: &str = "accel = \"kvm\"\nfirmware = \"direct\"\nready_timeout = 900\ncpu_overcommit = 4\n";
 
 /// Puts agent, units and the tenant's key in place. Starts nothing.
 pub(crate) fn install(machine: &Machine) -> Result<()> {

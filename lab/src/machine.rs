@@ -27,11 +27,12 @@ const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// What the server writes to its serial console.
 const CONSOLE: &str = "console.log";
 
-/// One thread emulates all processors of a server. With a thread for each, QEMU (7.2 and 10.0) now and then delivers an
-/// interrupt to the server's kernel in the instruction after `vmrun`, where the global interrupt flag forbids it and the
-/// segment base is still the guest's: the kernel faults until its stack is full, or just stops. Two guests that boot in a
-/// loop bring that about in one to four minutes.
-const ACCELERATOR: &str = "tcg,thread=single";
+/// A thread for each processor of the server, which has one where it can. With several, QEMU (7.2 and 10.0) now and then
+/// delivers an interrupt to the server's kernel in the instruction after `vmrun`, where the global interrupt flag forbids it
+/// and the segment base is still the guest's: the kernel faults until its stack is full, or just stops. Two guests that
+/// boot in a loop bring that about in one to four minutes. With one thread for several processors that does not happen,
+/// but each change of the processor may inject a guest's last interrupt once more, and the guest hangs.
+const ACCELERATOR: &str = "tcg,thread=multi";
 
 /// Where the parts of a server lie.
 #[derive(Debug)]

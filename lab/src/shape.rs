@@ -12,7 +12,8 @@
 /// A server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct L1 {
-    /// CPUs.
+    /// Processors.
+    /// More than one only where the scenario is about them: see [`crate::machine`] for what emulation does to those.
     pub(crate) cpus: u32,
     /// RAM, shared evenly among the NUMA nodes.
     pub(crate) ram_mib: u32,
@@ -106,7 +107,7 @@ impl L1 {
     /// No GPU at all.
     pub(crate) fn plain() -> Self {
         Self {
-            cpus: 2,
+            cpus: 1,
             ram_mib: 5120,
             numa_nodes: 1,
             interrupt_remapping: true,
@@ -140,8 +141,9 @@ impl L1 {
     /// A GPU that hangs its driver, and a healthy one.
     pub(crate) fn hanging() -> Self {
         let slots = vec![Slot::new(slot::A, &[Device::Hanging]), Slot::new(slot::B, &[Device::Display])];
-        // The driver that hangs holds the kernel's list of framebuffers: the healthy GPU must not have one.
-        Self { slots, kernel_args: vec!["modprobe.blacklist=bochs"], ..Self::plain() }
+        // The driver that hangs holds the kernel's list of framebuffers: the healthy GPU must not have one. And it spins
+        // while it hangs: that takes a processor.
+        Self { cpus: 2, slots, kernel_args: vec!["modprobe.blacklist=bochs"], ..Self::plain() }
     }
 
     /// A server before the product is installed, with two GPUs.
@@ -172,7 +174,7 @@ impl L1 {
     /// Two sockets with a GPU each.
     pub(crate) fn two_nodes() -> Self {
         let on = |node, name| Slot { node: Some(node), ..Slot::new(name, &[Device::Display]) };
-        Self { numa_nodes: 2, slots: vec![on(0, slot::A), on(1, slot::B)], ..Self::plain() }
+        Self { cpus: 2, numa_nodes: 2, slots: vec![on(0, slot::A), on(1, slot::B)], ..Self::plain() }
     }
 
     /// Address of the root port of a slot.

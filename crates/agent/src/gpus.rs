@@ -21,6 +21,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use qudata_api::Problem;
 use qudata_host::{causes::chain, pci::PciAddress};
 use qudata_vfio::{
     door::Door,
@@ -30,6 +31,7 @@ use qudata_vfio::{
     plan::AfterUse,
     topology::{self, Gpu, PciDevice, Topology},
 };
+use tokio::{sync::oneshot, task::JoinHandle};
 use uuid::Uuid;
 
 use self::{
@@ -80,8 +82,18 @@ struct Inner {
     minors: Mutex<(BTreeSet<PciAddress>, BTreeMap<PciAddress, u32>)>,
     /// Held while services of the host are stopped for a bind.
     quiet: tokio::sync::Mutex<()>,
+    /// Looks at the hardware that did not come back.
+    hung: Mutex<Hung>,
     /// Held for one commit: an operator's word and a step of a bring-up must not overwrite each other.
     commit: tokio::sync::Mutex<()>,
+}
+
+/// What hangs in the kernel, a thread each. While it does, the same is not asked again: the threads are those that commits
+/// to the store need too.
+#[derive(Debug, Default)]
+struct Hung {
+    bus: Option<(Timestamp, JoinHandle<()>)>,
+    reads: BTreeMap<PciAddress, JoinHandle<()>>,
 }
 
 /// What admission may choose from.
@@ -110,6 +122,7 @@ impl Gpus {
                 topology: Mutex::default(),
                 minors: Mutex::default(),
                 quiet: tokio::sync::Mutex::default(),
+                hung: Mutex::default(),
                 commit: tokio::sync::Mutex::default(),
             }),
         };
@@ -136,7 +149,8 @@ impl Gpus {
         let (ids, cards) = (PciIds::load(&setup.root), Mutex::default());
         let (topology, minors) = (Mutex::default(), Mutex::default());
         let (quiet, commit) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
-        Self { inner: Arc::new(Inner { setup, ids, cards, topology, minors, quiet, commit }) }
+        let hung = Mutex::default();
+        Self { inner: Arc::new(Inner { setup, ids, cards, topology, minors, quiet, hung, commit }) }
     }
 
     fn take_in(&self, records: Vec<GpuRecord>) {
@@ -169,9 +183,15 @@ impl Gpus {
 
     /// Looks at the hardware again and works out which GPUs can be lent.
     pub async fn look(&self) {
+        if self.bus_hangs().is_some() {
+            return;
+        }
         let root = self.inner.setup.root.clone();
-        let looked = tokio::task::spawn_blocking(move || {
-            topology::observe(&root).map(|topology| (topology, OpenNodes::observe(&root)))
+        let (found, looked) = oneshot::channel();
+        let look = tokio::task::spawn_blocking(move || {
+            // Nobody waits any more after the deadline.
+            let _ =
+                found.send(topology::observe(&root).map(|topology| (topology, OpenNodes::observe(&root))));
         });
         match tokio::time::timeout(LOOK_DEADLINE, looked).await {
             Ok(Ok(Ok((topology, nodes)))) => {
@@ -189,8 +209,30 @@ impl Gpus {
             }
             Ok(Ok(Err(error))) => tracing::error!(error = %chain(&error), "the PCI bus cannot be read"),
             Ok(Err(error)) => tracing::error!(%error, "the PCI bus cannot be read"),
-            Err(_) => tracing::error!(deadline = ?LOOK_DEADLINE, "reading the PCI bus hangs"),
+            Err(_) => {
+                tracing::error!(deadline = ?LOOK_DEADLINE, "reading the PCI bus hangs");
+                self.hung().bus = Some((Timestamp::now(), look));
+            }
         }
+    }
+
+    /// Told while a look at the PCI bus does not come back.
+    fn bus_hangs(&self) -> Option<Problem> {
+        let since =
+            self.hung().bus.as_ref().filter(|(_, look)| !look.is_finished()).map(|(since, _)| *since)?;
+        Some(Problem {
+            code: "pci_bus_hangs".to_owned(),
+            message: "reading the PCI bus hangs in the kernel: what is shown of the GPUs is from before"
+                .to_owned(),
+            remedy:
+                "look at the kernel's log (dmesg) for the device that does not answer; a reboot clears it"
+                    .to_owned(),
+            since,
+        })
+    }
+
+    fn hung(&self) -> MutexGuard<'_, Hung> {
+        self.inner.hung.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who holds a GPU right now.

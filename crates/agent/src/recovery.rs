@@ -120,8 +120,10 @@ async fn recover_one(
     mut record: InstanceRecord,
 ) -> (InstanceRecord, Beginning) {
     let id = record.id;
-    // A teardown was interrupted here: nothing new can come of it, so it is finished first.
-    let interrupted = taken_away(&site.instance(&record).run).exists();
+    // A teardown was interrupted here: nothing new can come of it, so it is finished first. Beside a directory of the
+    // first name it tells nothing: that one was made later, and a tenant may live in it.
+    let run = site.instance(&record).run;
+    let interrupted = taken_away(&run).exists() && !run.exists();
     if interrupted && !matches!(record.phase, Phase::Deleting) {
         log_residues(id, &teardown::end_runtime(site, &record).await);
     }
@@ -143,13 +145,14 @@ async fn recover_one(
             record.phase = Phase::Failed { reason: reason.to_owned() };
             Beginning::Rest
         }
-        (Plan::BringUp, _) => {
-            log_residues(id, &teardown::end_runtime(site, &record).await);
-            record.phase = Phase::Starting;
-            record.incarnation = record.incarnation.saturating_add(1);
-            put(site, &record).await;
-            Beginning::Provision(None)
-        }
+        (Plan::BringUp, _) => match bring_up(site, &mut record).await {
+            Ok(()) => Beginning::Provision(None),
+            Err(why) => {
+                record.phase =
+                    Phase::Failed { reason: format!("{why}; the disk is kept, start boots it again") };
+                Beginning::Rest
+            }
+        },
         (Plan::NoteEnd | Plan::NoteReboot, _) => {
             let reason = if plan == Plan::NoteReboot {
                 "the host has rebooted; the disk is kept, start boots it again"
@@ -168,6 +171,27 @@ async fn recover_one(
         (Plan::Delete, _) => Beginning::Delete,
     };
     (record, beginning)
+}
+
+/// Writes a start down; the record is as before when it could not be. A VM that is not written down would be ended by the
+/// next agent, and beside something of an earlier one none may run.
+async fn bring_up(site: &Site, record: &mut InstanceRecord) -> Result<(), &'static str> {
+    let residues = teardown::end_runtime(site, record).await;
+    log_residues(record.id, &residues);
+    if !residues.is_empty() {
+        return Err("something of its earlier VM could not be ended");
+    }
+    let begun = InstanceRecord {
+        phase: Phase::Starting,
+        incarnation: record.incarnation.saturating_add(1),
+        boot_id: site.boot_id.clone(),
+        ..record.clone()
+    };
+    if !put(site, &begun).await {
+        return Err("its start could not be written down");
+    }
+    *record = begun;
+    Ok(())
 }
 
 /// Confines an adopted VM again where the policy was lost. Where it holds it is left alone: admitting anew would close
@@ -208,10 +232,12 @@ async fn observe(site: &Site, record: &InstanceRecord) -> Observation {
     }
 }
 
-async fn put(site: &Site, record: &InstanceRecord) {
-    if let Err(error) = site.store.put(record).await {
-        tracing::error!(instance = %record.id, error = %chain(&error), "commit failed");
+async fn put(site: &Site, record: &InstanceRecord) -> bool {
+    let done = site.store.put(record).await;
+    if let Err(error) = &done {
+        tracing::error!(instance = %record.id, error = %chain(error), "commit failed");
     }
+    done.is_ok()
 }
 
 fn log_residues(id: Uuid, residues: &[String]) {

@@ -7,9 +7,10 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
+use qudata_host::causes::chain;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use uuid::Uuid;
 
@@ -80,7 +81,9 @@ fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
 /// The open store; clones share it.
 #[derive(Debug, Clone)]
 pub struct Store {
-    database: Arc<Database>,
+    path: Arc<Path>,
+    /// `None` after it failed and could not be opened again; the next commit tries that once more.
+    database: Arc<Mutex<Option<Database>>>,
 }
 
 /// What opening found.
@@ -126,48 +129,14 @@ impl Store {
     fn open_intact(path: &Path) -> Result<Opened, Trouble> {
         let database = Database::create(path).map_err(|e| Trouble::of(path, e.into()))?;
         let _ = std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600));
-        let store = Self { database: Arc::new(database) };
-        let found = store.schema().map_err(|e| Trouble::of(path, e))?;
+        let found = schema(&database).map_err(|e| Trouble::of(path, e))?;
         if found > SCHEMA {
             return Err(Trouble::Refused(OpenStoreError::Newer { path: path.to_owned(), found }));
         }
-        let records = parsed(&store.read_all(INSTANCES).map_err(|e| Trouble::of(path, e))?)?;
-        let gpus = parsed(&store.read_all(GPUS).map_err(|e| Trouble::of(path, e))?)?;
+        let records = parsed(&read_all(&database, INSTANCES).map_err(|e| Trouble::of(path, e))?)?;
+        let gpus = parsed(&read_all(&database, GPUS).map_err(|e| Trouble::of(path, e))?)?;
+        let store = Self { path: path.into(), database: Arc::new(Mutex::new(Some(database))) };
         Ok(Opened { store, records, gpus, set_aside: None })
-    }
-
-    /// Reads the schema version, writing it into a new store.
-    fn schema(&self) -> Result<u64, redb::Error> {
-        let transaction = self.database.begin_write()?;
-        let found = {
-            let mut meta = transaction.open_table(META)?;
-            transaction.open_table(INSTANCES)?;
-            // Absent in stores of version 0.1.0, which knew no GPUs.
-            transaction.open_table(GPUS)?;
-            let found = meta.get("schema")?.map(|v| v.value());
-            match found {
-                Some(found) => found,
-                None => {
-                    meta.insert("schema", SCHEMA)?;
-                    SCHEMA
-                }
-            }
-        };
-        transaction.commit()?;
-        Ok(found)
-    }
-
-    fn read_all<K: redb::Key + 'static>(
-        &self,
-        table: TableDefinition<'_, K, &'static [u8]>,
-    ) -> Result<Vec<Vec<u8>>, redb::Error> {
-        let transaction = self.database.begin_read()?;
-        let table = transaction.open_table(table)?;
-        let mut records = Vec::new();
-        for row in table.iter()? {
-            records.push(row?.1.value().to_vec());
-        }
-        Ok(records)
     }
 
     /// Writes a record; when this returns, it is on disk.
@@ -213,18 +182,69 @@ impl Store {
 
     async fn write<F>(&self, change: F) -> Result<(), StoreError>
     where
-        F: FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error> + Send + 'static,
+        F: Fn(&redb::WriteTransaction) -> Result<(), redb::Error> + Send + 'static,
     {
-        let database = self.database.clone();
+        let store = self.clone();
         // A commit ends with fsync, which can take long on a busy disk.
-        let committed = tokio::task::spawn_blocking(move || -> Result<(), redb::Error> {
-            let transaction = database.begin_write()?;
-            change(&transaction)?;
-            transaction.commit()?;
-            Ok(())
+        let committed = tokio::task::spawn_blocking(move || {
+            let mut database = store.database.lock().unwrap_or_else(PoisonError::into_inner);
+            let failure = match database.as_ref().map(|database| commit(database, &change)) {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(error)) => Some(error),
+                None => None,
+            };
+            // After one failed write redb refuses everything until it is opened anew, also when there is room again. What
+            // was committed is kept by that; the change is made once more, or was not made.
+            tracing::warn!(failure = failure.map(|error| chain(&error)), "opening the store again");
+            *database = None;
+            commit(database.insert(Database::open(&store.path)?), &change)
         });
         committed.await.map_err(failed("run a commit"))?.map_err(failed("commit"))
     }
+}
+
+fn commit(
+    database: &Database,
+    change: &dyn Fn(&redb::WriteTransaction) -> Result<(), redb::Error>,
+) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    change(&transaction)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Reads the schema version, writing it into a new store.
+fn schema(database: &Database) -> Result<u64, redb::Error> {
+    let transaction = database.begin_write()?;
+    let found = {
+        let mut meta = transaction.open_table(META)?;
+        transaction.open_table(INSTANCES)?;
+        // Absent in stores of version 0.1.0, which knew no GPUs.
+        transaction.open_table(GPUS)?;
+        let found = meta.get("schema")?.map(|v| v.value());
+        match found {
+            Some(found) => found,
+            None => {
+                meta.insert("schema", SCHEMA)?;
+                SCHEMA
+            }
+        }
+    };
+    transaction.commit()?;
+    Ok(found)
+}
+
+fn read_all<K: redb::Key + 'static>(
+    database: &Database,
+    table: TableDefinition<'_, K, &'static [u8]>,
+) -> Result<Vec<Vec<u8>>, redb::Error> {
+    let transaction = database.begin_read()?;
+    let table = transaction.open_table(table)?;
+    let mut records = Vec::new();
+    for row in table.iter()? {
+        records.push(row?.1.value().to_vec());
+    }
+    Ok(records)
 }
 
 fn parsed<T: serde::de::DeserializeOwned>(rows: &[Vec<u8>]) -> Result<Vec<T>, Trouble> {

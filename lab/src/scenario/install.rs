@@ -101,13 +101,29 @@ pub(super) fn fresh(machine: &mut Machine) -> Result<()> {
     State::of(machine)?.ensure_same(&before, &[]).context("after uninstall")
 }
 
+/// Steps and for how long they run before the power fails. The long ones are hit early and late: while a package is
+/// unpacked and configured, before the self-test has touched a GPU and while its VM holds them.
+const CUTS: [(&str, Duration); 8] = [
+    ("package", Duration::from_millis(200)),
+    ("package", Duration::from_millis(3000)),
+    ("settings", Duration::from_millis(100)),
+    ("boot", Duration::from_millis(1500)),
+    ("image", Duration::from_millis(700)),
+    ("selftest", Duration::from_millis(700)),
+    ("selftest", Duration::from_millis(15_000)),
+    ("agent", Duration::from_millis(700)),
+];
+
 /// The power is cut in every step, and the same line is typed again: it finishes.
 pub(super) fn power_cuts(machine: &mut Machine) -> Result<()> {
     owner::prepare(machine)?;
     let before = State::of(machine)?;
-    for step in ["package", "settings", "boot", "image", "selftest", "agent"] {
+    for (step, after) in CUTS {
+        let earlier = beginnings(machine, step)?;
         owner::begins(machine, "--yes")?;
-        cut_in(machine, step).with_context(|| format!("in step {step}"))?;
+        cut_in(machine, step, earlier, after)
+            .with_context(|| format!("{} ms into step {step}", after.as_millis()))?;
+        say(format!("the power failed {} ms into step {step}", after.as_millis()));
     }
     let said = owner::types(machine, "--yes")?;
     ensure!(said.status.success(), "it does not finish: {}", said.stderr.trim());
@@ -120,10 +136,17 @@ pub(super) fn power_cuts(machine: &mut Machine) -> Result<()> {
     State::of(machine)?.ensure_same(&before, &[]).context("after uninstall")
 }
 
-/// Waits until the step has begun, cuts the power a moment later and waits for the server.
-fn cut_in(machine: &mut Machine, step: &str) -> Result<()> {
+/// How often the step has begun; the log keeps what earlier lines did.
+fn beginnings(machine: &Machine, step: &str) -> Result<u32> {
+    let script = format!("grep -cs '^{step}: begun' /var/log/qudata/install.log || true");
+    let count = machine.remote.must(&script, QUICK)?;
+    Ok(count.trim().parse().unwrap_or(0))
+}
+
+/// Waits until the step has begun once more than `earlier`, cuts the power `after` that and waits for the server.
+fn cut_in(machine: &mut Machine, step: &str, earlier: u32, after: Duration) -> Result<()> {
     let script = format!(
-        "for i in $(seq 6000); do grep -qs '^{step}: begun' /var/log/qudata/install.log && exit 0; \
+        "for i in $(seq 6000); do [ \"$(grep -cs '^{step}: begun' /var/log/qudata/install.log)\" -gt {earlier} ] 2>/dev/null && exit 0; \
          systemctl is-active --quiet lab-line || exit 1; sleep 0.1; done; exit 1"
     );
     let seen = machine.remote.run(&script, CONTINUED)?;
@@ -133,7 +156,7 @@ fn cut_in(machine: &mut Machine, step: &str) -> Result<()> {
             .run("tail -n 20 /var/log/qudata/install.log; journalctl -u lab-line -n 20", QUICK)?;
         anyhow::bail!("the step never began: {}", log.stdout);
     }
-    std::thread::sleep(Duration::from_millis(700));
+    std::thread::sleep(after);
     machine.reset_hard()
 }
 

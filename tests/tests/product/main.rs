@@ -7,6 +7,7 @@
     reason = "tests: what is not as expected stops the story"
 )]
 
+mod again;
 mod crash;
 mod delete;
 mod early;

@@ -19,7 +19,8 @@ use qudata_vfio::{
     door::{Door, DoorError},
     health::Baseline,
     holders::Holder,
-    plan::{plan_bind, plan_give_back},
+    nvidia,
+    plan::{BindPlan, plan_bind, plan_give_back},
     rebind::{self, RebindError},
     sanitize,
     topology::{Bar, Gpu, Topology},
@@ -158,20 +159,14 @@ impl Gpus {
         let wanted = Wanted::default();
         let order = Order { instance, owner, wanted: wanted.0.clone(), door };
         let binding = tokio::spawn(async move {
-            let topology = gpus.topology();
-            let each = addresses.iter().map(|address| gpus.bind_one(&order, *address, &topology));
+            let each = addresses.iter().map(|address| gpus.bind_one(&order, *address));
             // All of them to their end, for the same reason.
             join_all(each).await.into_iter().collect()
         });
         binding.await.unwrap_or_else(|error| Err(GpuError::Interrupted { reason: error.to_string() }))
     }
 
-    async fn bind_one(
-        &self,
-        order: &Order,
-        address: PciAddress,
-        topology: &Arc<Topology>,
-    ) -> Result<BoundGpu, GpuError> {
+    async fn bind_one(&self, order: &Order, address: PciAddress) -> Result<BoundGpu, GpuError> {
         let Order { instance, owner, wanted, door } = order;
         let instance = *instance;
         let not_lendable = |reason: String| GpuError::NotLendable { address, reason };
@@ -187,13 +182,15 @@ impl Gpus {
             Life::Bound | Life::InUse if record.instance == Some(instance) => {}
             _ => return Err(not_lendable(self.reason(address))),
         }
+        let topology = &self.as_it_is_now(&gpu).await;
+        let quiet = self.quiet(&gpu, topology).await;
         let holders = self.holders(&gpu, topology).await;
         let plan = plan_bind(topology, &gpu, &policy(&self.inner.setup, address, &holders))
             .map_err(|refusal| not_lendable(format!("{refusal}; {}", refusal.remedy())))?;
         let first_time = record.life == Life::Free;
-        let services = plan.quieting.as_ref().map(|quieting| quieting.services.clone()).unwrap_or_default();
-        // One after the other: a service that comes back for one GPU must not open another that is just being taken.
-        let _quiet = if services.is_empty() { None } else { Some(self.inner.quiet.lock().await) };
+        let services = services(&plan);
+        // Nobody is stopped, so nobody comes back: the others need not wait.
+        let _quiet = quiet.filter(|_| !services.is_empty());
         self.advance(address, Life::Bound, |record| {
             record.instance = Some(instance);
             record.stopped_services = services;
@@ -325,17 +322,25 @@ impl Gpus {
         self.drained(gpu, &topology).await?;
         // Half-bound, or back with its host driver after a reboot: a reset must reach the whole slot, and no host driver
         // may touch the GPU before it.
+        let quiet = self.quiet(gpu, &topology).await;
         let holders = self.holders(gpu, &topology).await;
         let plan = plan_bind(&topology, gpu, &policy(setup, address, &holders))
             .map_err(|refusal| Trouble::because(format!("{refusal}; {}", refusal.remedy())))?;
+        let services = services(&plan);
+        let quiet = quiet.filter(|_| !services.is_empty());
+        if !services.is_empty() {
+            self.advance(address, Life::Draining, |record| record.stopped_services = services).await?;
+        }
         // Never lent before: what it was is what is there now.
         let originals = if originals.is_empty() { plan.originals() } else { originals };
         let baseline = baseline.unwrap_or_else(|| Baseline::of(&topology, gpu));
         rebind::bind(&door, &plan).await?;
+        drop(quiet);
         let kept = (originals.clone(), baseline.clone());
         self.advance(address, Life::Sanitizing, |record| {
             record.originals = kept.0;
             record.baseline = Some(kept.1);
+            record.stopped_services.clear();
         })
         .await?;
         self.look().await;
@@ -361,6 +366,31 @@ impl Gpus {
             }
         }
         originals
+    }
+
+    /// The topology with this GPU where it is: between the last look and now somebody else may have given it back.
+    async fn as_it_is_now(&self, gpu: &Gpu) -> Arc<Topology> {
+        let topology = self.topology();
+        let devices = self.inner.setup.root.join("sys/bus/pci/devices");
+        let driver = |function: &PciAddress| {
+            let link = std::fs::read_link(devices.join(format!("{function}/driver"))).ok()?;
+            Some(link.file_name()?.to_string_lossy().into_owned())
+        };
+        let seen =
+            |function: &PciAddress| topology.devices.get(function).and_then(|seen| seen.driver.clone());
+        if gpu.functions.iter().all(|function| driver(function) == seen(function)) {
+            return topology;
+        }
+        self.look().await;
+        self.topology()
+    }
+
+    /// Held from the look at who holds a GPU until it has left its driver. NVIDIA's services hold all GPUs of the driver:
+    /// what is not seen because it was stopped for another GPU comes back in the middle of this one's unbind.
+    async fn quiet(&self, gpu: &Gpu, topology: &Topology) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let driver = |function: &PciAddress| topology.devices.get(function)?.driver.as_deref();
+        let theirs = gpu.functions.iter().any(|function| driver(function) == Some(nvidia::DRIVER));
+        if theirs { Some(self.inner.quiet.lock().await) } else { None }
     }
 
     /// Waits until no process has the GPU open. Writing to `unbind` before that would hang.
@@ -394,6 +424,11 @@ impl Gpus {
         let obstacle = self.cards().get(&address).and_then(super::card::Card::obstacle);
         obstacle.map_or_else(|| "it is not free".to_owned(), |obstacle| obstacle.to_string())
     }
+}
+
+/// The services that a plan stops.
+fn services(plan: &BindPlan) -> Vec<String> {
+    plan.quieting.as_ref().map(|quieting| quieting.services.clone()).unwrap_or_default()
 }
 
 /// Nothing of its past matters any more.

@@ -363,6 +363,28 @@ async fn orig_c3_a_gpu_that_is_not_wanted_any_more_is_not_bound_afterwards() {
 }
 
 #[tokio::test]
+async fn a_gpu_that_came_home_while_its_turn_was_waited_for_goes_back_there() {
+    let lab = Lab::new();
+    // As a cleanse has it that takes longer than whoever deleted waits for it.
+    lab.kernel.host().move_to_driver(GPU, Some("vfio-pci")).unwrap();
+    let gpus = lab.agent(BOOT).await;
+    let instance = Uuid::now_v7();
+    let turn = gpus.turn(pci(GPU)).unwrap();
+    let busy = turn.lock().await;
+    let binding = tokio::spawn({
+        let gpus = gpus.clone();
+        async move { gpus.bind(instance, &[pci(GPU)], owner()).await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    lab.kernel.host().move_to_driver(GPU, Some("bochs-drm")).unwrap();
+    drop(busy);
+    let bound = binding.await.unwrap().unwrap();
+    assert_eq!((bound.len(), lab.driver(GPU)), (1, driver("vfio-pci")));
+    gpus.release(instance, &[pci(GPU)]).await;
+    assert_eq!((settled(&gpus, GPU).await, lab.driver(GPU)), (Life::Free, driver("bochs-drm")));
+}
+
+#[tokio::test]
 async fn an_instance_takes_back_its_own_gpu_and_nobody_else_can() {
     let lab = Lab::new();
     let gpus = lab.agent(BOOT).await;

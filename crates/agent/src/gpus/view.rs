@@ -120,7 +120,9 @@ impl Gpus {
             let message = format!("GPU {} is {word}: {why}", record.address);
             Some(Problem { code: code.to_owned(), message, remedy, since })
         };
-        self.cards().values().filter_map(problem).collect()
+        let mut problems: Vec<Problem> = self.cards().values().filter_map(problem).collect();
+        problems.extend(self.bus_hangs());
+        problems
     }
 }
 

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, io::Read, time::Duration};
 
 use qudata_host::{causes::chain, pci::PciAddress};
 use qudata_vfio::nvidia::{self, Quieting, Tools};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::{
+    sync::oneshot,
+    time::{MissedTickBehavior, interval, timeout},
+};
 
 use super::{
     AdvanceError, Gpus,
@@ -115,16 +118,28 @@ impl Gpus {
     }
 
     pub(super) async fn is_off_the_bus(&self, address: PciAddress) -> bool {
-        // The one file that tells the truth and never hangs.
+        if self.hung().reads.get(&address).is_some_and(|read| !read.is_finished()) {
+            return false;
+        }
+        // The one file that tells the truth. It does not hang where the others do, but a reset locks it too.
         let path = self.inner.setup.root.join(format!("sys/bus/pci/devices/{address}/config"));
+        let (found, told) = oneshot::channel();
         let read = tokio::task::spawn_blocking(move || {
-            let mut ids = [0; 4];
-            std::fs::File::open(path)?.read_exact(&mut ids).map(|()| ids)
+            let read = || {
+                let mut ids = [0; 4];
+                std::fs::File::open(path)?.read_exact(&mut ids).map(|()| ids)
+            };
+            // Nobody waits any more after the deadline.
+            let _ = found.send(read());
         });
-        match timeout(READ_DEADLINE, read).await {
+        match timeout(READ_DEADLINE, told).await {
             Ok(Ok(Ok(ids))) => ids == [0xff; 4],
             Ok(Ok(Err(error))) => error.kind() == std::io::ErrorKind::NotFound,
-            Ok(Err(_)) | Err(_) => false,
+            Ok(Err(_)) => false,
+            Err(_) => {
+                self.hung().reads.insert(address, read);
+                false
+            }
         }
     }
 

@@ -20,7 +20,6 @@ use super::{
     admission::{Verdict, plan_command},
     guest_access::GuestAccess,
     handle::{PortMove, Request},
-    record::Phase,
     task::InstanceTask,
     vm_watch::VmOrder,
 };
@@ -88,15 +87,8 @@ impl InstanceTask {
         match verdict {
             Verdict::AlreadySo => answer(reply, Ok(self.status())),
             Verdict::Boot => {
-                // Left so when the host was going down; it did not, or it would not be this agent that is asked.
-                if matches!(self.record.phase, Phase::Up | Phase::Starting) {
-                    self.end_runtime().await;
-                }
-                self.record.incarnation = self.record.incarnation.saturating_add(1);
-                self.commit(Phase::Starting).await;
-                self.events.add("starting", None);
-                self.start_boot(None);
-                answer(reply, Ok(self.status()));
+                let begun = self.boot_again().await;
+                answer(reply, begun.map(|()| self.status()));
             }
             Verdict::Pause | Verdict::Resume | Verdict::Reset | Verdict::ResetAndResume => {
                 self.order_vm(verdict, reply);

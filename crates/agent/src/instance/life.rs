@@ -21,7 +21,7 @@ use super::{
     provision::{self, ProvisionError, Started},
     record::Phase,
     task::{Adopted, BootOutcome, InstanceTask, Running},
-    vm_watch::{self, VmNews},
+    vm_watch::{self, VmNews, VmOrder},
 };
 
 /// How often a running guest is asked what it uses: as often as the control plane is told.
@@ -253,6 +253,14 @@ impl InstanceTask {
         if self.state != InstanceState::Unresponsive {
             return;
         }
+        if matches!(state, RunState::Prelaunch) {
+            // Adopted while it was still pinning the guest's memory: nobody else lets the guest run.
+            let orders = self.running.as_ref().map(|running| running.link.orders());
+            let (reply, _) = tokio::sync::oneshot::channel();
+            if orders.is_none_or(|orders| orders.try_send(VmOrder::Resume(reply)).is_err()) {
+                tracing::warn!(instance = %self.record.id, "an adopted VM could not be continued");
+            }
+        }
         let before = self.running.as_ref().map_or(InstanceState::Running, |running| running.before_silence);
         let now = match (before, state) {
             (InstanceState::Running | InstanceState::Paused, RunState::Paused | RunState::IoError) => {
@@ -261,6 +269,10 @@ impl InstanceTask {
             (InstanceState::Running | InstanceState::Paused, _) => InstanceState::Running,
             (other, _) => other,
         };
+        let expected = self.running.as_ref().is_some_and(|running| running.deadline.is_some());
+        if now == InstanceState::Booting && !expected {
+            self.expect_ready();
+        }
         self.enter(now, None);
         self.events.add("responsive", None);
         if now == InstanceState::Running {

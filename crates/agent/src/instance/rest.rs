@@ -1,8 +1,9 @@
-//! How an instance comes to rest: its VM has ended, or was given up. Part of the instance's task.
+//! How an instance comes to rest, because its VM has ended or was given up, and how it leaves it. Part of the instance's
+//! task.
 
 use std::time::Duration;
 
-use qudata_api::InstanceState;
+use qudata_api::{ErrorCode, InstanceState};
 use qudata_host::{causes::chain, launch::Launcher, process::ExitReport};
 use tokio::{sync::oneshot, time::timeout};
 
@@ -12,6 +13,7 @@ use super::{
     teardown,
     vm_watch::{PowerOff, VmOrder},
 };
+use crate::{paths::taken_away, refusal::Refusal};
 
 const CONSOLE_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -58,16 +60,61 @@ impl InstanceTask {
         self.events.add(event, Some(reason));
     }
 
-    /// Ends what is left of the VM; its disk stays.
-    pub(super) async fn end_runtime(&mut self) {
+    /// Begins to boot an instance that rests. Nothing of an earlier VM may be left: two on one disk would destroy it.
+    ///
+    /// # Errors
+    /// When something is left, or when the start cannot be written down: an agent that knows of no VM would end it.
+    pub(super) async fn boot_again(&mut self) -> Result<(), Refusal> {
+        // An end that was decided and did not come to its end: something resisted, or the host was going down and did
+        // not, or it would not be this agent that is asked.
+        let unfinished = taken_away(&self.site.instance(&self.record).run).exists();
+        if (unfinished || matches!(self.record.phase, Phase::Up | Phase::Starting))
+            && !self.end_runtime().await
+        {
+            let sentence = "something of the earlier VM could not be ended, see the problems of the instance; \
+                            start it again when that is solved, or delete it";
+            return Err(Refusal::new(ErrorCode::HostFault, sentence));
+        }
+        // One that nobody decided to end is left alone.
+        match teardown::find_alive(&self.site, &self.record).await {
+            Ok(alive) if alive.is_empty() => {}
+            Ok(alive) => {
+                let sentence =
+                    format!("{} of an earlier start still runs; delete the instance", alive.join(" and "));
+                return Err(Refusal::new(ErrorCode::WrongState, sentence));
+            }
+            Err(error) => {
+                tracing::error!(instance = %self.record.id, error, "is a VM of it alive? that cannot be told");
+                let sentence = "whether its VM still runs cannot be told; the agent's log tells why";
+                return Err(Refusal::new(ErrorCode::HostFault, sentence));
+            }
+        }
+        let resting = self.record.clone();
+        self.record.incarnation = self.record.incarnation.saturating_add(1);
+        self.record.boot_id.clone_from(&self.site.boot_id);
+        if !self.commit(Phase::Starting).await {
+            self.record = resting;
+            self.publish();
+            let sentence = "the start could not be written down; is the host's disk full?";
+            return Err(Refusal::new(ErrorCode::HostFault, sentence));
+        }
+        self.solved("residue");
+        self.events.add("starting", None);
+        self.start_boot(None);
+        Ok(())
+    }
+
+    /// Ends what is left of the VM; its disk stays. False when something resists, which is shown then.
+    pub(super) async fn end_runtime(&mut self) -> bool {
         let residues = teardown::end_runtime(&self.site, &self.record).await;
         if residues.is_empty() {
-            return;
+            return true;
         }
         tracing::error!(instance = %self.record.id, ?residues, "not everything could be ended");
         let text = self.site.without_paths(&residues.join("; "));
         let message = format!("not everything of the VM could be ended: {text}");
         self.problem("residue", message, "delete the instance");
+        false
     }
 
     /// The VM ended, or could not be started, because the host goes down. The record keeps what it says, so that the next

@@ -62,17 +62,21 @@ impl InstanceTask {
         }
     }
 
-    /// Writes the phase down. A store that fails is a problem to be told, not a reason to stop serving a tenant.
-    pub(super) async fn commit(&mut self, phase: Phase) {
+    /// Writes the phase down. A store that fails is a problem to be told, not a reason to stop serving a tenant; whether
+    /// it is on disk matters to what must not begin without.
+    pub(super) async fn commit(&mut self, phase: Phase) -> bool {
         self.record.phase = phase;
         self.record.since = Timestamp::now();
-        self.write_down().await;
+        self.write_down().await
     }
 
-    /// Writes the record down as it is.
-    pub(super) async fn write_down(&mut self) {
+    /// Writes the record down as it is; false when it is not on disk, which is shown then.
+    pub(super) async fn write_down(&mut self) -> bool {
         match self.site.store.put(&self.record).await {
-            Ok(()) => self.solved("store_failed"),
+            Ok(()) => {
+                self.solved("store_failed");
+                true
+            }
             Err(error) => {
                 tracing::error!(instance = %self.record.id, error = %chain(&error), "commit failed");
                 self.problem(
@@ -80,6 +84,7 @@ impl InstanceTask {
                     "the agent cannot write down the state of this instance",
                     "free space on the file system of the agent's data directory",
                 );
+                false
             }
         }
     }

@@ -14,6 +14,8 @@ use crate::{paths::InstancePaths, paths::taken_away, site::Site};
 
 /// A killed QEMU is gone in milliseconds; one that the kernel holds longer (a device that hangs) is left and reported.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// Beside that, for each GiB that a GPU's IOMMU has pinned: the kernel lets go of it page by page before the process is gone.
+const UNPIN_PER_GIB: Duration = Duration::from_secs(1);
 
 /// What could not be removed, with the reason: one sentence each, for the log and the caller.
 pub type Residues = Vec<String>;
@@ -26,10 +28,11 @@ pub async fn end_runtime(site: &Site, record: &InstanceRecord) -> Residues {
     // First the name is taken away: a launch that is still on its way can no longer write its identity and gives up.
     // What has written it is found below. Both names are searched, for an earlier attempt may have been interrupted.
     take_away(&run, &gone, &mut residues);
+    let deadline = kill_deadline(record);
     let incarnations: Vec<PathBuf> = [&gone, &run].into_iter().flat_map(|dir| subdirectories(dir)).collect();
     for incarnation in &incarnations {
         for name in [QEMU, PASST] {
-            end_process(site, incarnation, name, &mut residues).await;
+            end_process(site, incarnation, name, deadline, &mut residues).await;
         }
     }
     if let Err(error) = site.egress.withdraw(&site.admission(&record.leases)).await {
@@ -100,8 +103,16 @@ fn take_away(dir: &Path, gone: &Path, residues: &mut Residues) {
     }
 }
 
-async fn end_process(site: &Site, dir: &Path, name: &str, residues: &mut Residues) {
-    if let Err(error) = site.launcher.end(dir, name, KILL_DEADLINE).await {
+fn kill_deadline(record: &InstanceRecord) -> Duration {
+    if record.leases.gpus.is_empty() {
+        return KILL_DEADLINE;
+    }
+    let gib = u32::try_from(record.spec.memory.bytes().div_ceil(1 << 30)).unwrap_or(u32::MAX);
+    KILL_DEADLINE.saturating_add(UNPIN_PER_GIB.saturating_mul(gib))
+}
+
+async fn end_process(site: &Site, dir: &Path, name: &str, deadline: Duration, residues: &mut Residues) {
+    if let Err(error) = site.launcher.end(dir, name, deadline).await {
         residues.push(format!("{name}: {}", chain(&error)));
     }
 }

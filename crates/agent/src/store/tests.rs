@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use qudata_host::size::ByteSize;
+use qudata_testkit::agent::SmallDisk;
 
 use super::*;
 use crate::instance::record::{InstanceSpec, Leases, Phase, Sealed};
@@ -60,6 +61,37 @@ async fn records_survive_reopening() {
     assert_eq!(open(&path).records, [kept]);
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn a_store_whose_disk_was_full_takes_what_comes_when_there_is_room_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("mount");
+    let disk = SmallDisk::mount(&dir.path().join("image"), &mount, 16 << 20);
+    let path = mount.join("agent.redb");
+    let store = open(&path).store;
+    let kept = record(0);
+    store.put(&kept).await.unwrap();
+    disk.fill();
+    // The file has some room of its own; this is more.
+    let huge = |slot: u32| {
+        let mut record = record(slot);
+        record.spec.name = "x".repeat(1 << 20);
+        record
+    };
+    let mut failed = false;
+    for slot in 1..20 {
+        failed |= store.put(&huge(slot)).await.is_err();
+    }
+    assert!(failed, "the disk was never full");
+    disk.relieve();
+    let later = record(30);
+    store.put(&later).await.unwrap();
+    store.remove(later.id).await.unwrap();
+    store.put(&later).await.unwrap();
+    drop(store);
+    let records = open(&path).records;
+    assert!(records.contains(&kept) && records.contains(&later));
 }
 
 #[tokio::test]

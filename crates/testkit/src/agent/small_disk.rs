@@ -24,7 +24,7 @@ pub struct SmallDisk {
 
 impl SmallDisk {
     /// Makes one of `bytes` in the file `image` and mounts it at `mount`.
-    pub(super) fn mount(image: &Path, mount: &Path, bytes: u64) -> Self {
+    pub fn mount(image: &Path, mount: &Path, bytes: u64) -> Self {
         // Sparse: the host gives only what is written.
         let made = File::create(image).and_then(|file| file.set_len(bytes));
         made.and_then(|()| fs::create_dir_all(mount)).unwrap_or_else(|e| panic!("{}: {e}", image.display()));
