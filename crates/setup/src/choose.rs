@@ -16,6 +16,9 @@ use crate::{
 const CONSOLES: [u16; 2] = [0x1a03, 0x102b];
 /// Intel: its graphics on bus 0 are part of the processor.
 const INTEL: u16 = 0x8086;
+/// AMD as the maker of graphics, and of processors.
+const ATI: u16 = 0x1002;
+const AMD: u16 = 0x1022;
 
 /// What was chosen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,7 +49,7 @@ pub fn choose(observed: &Observed, wish: &Wish) -> Result<Chosen, SetupError> {
         let device = observed.topology.devices.get(&gpu.address);
         let why = match device {
             _ if !named.is_empty() && !is_named(&gpu) => Some("not named".to_owned()),
-            Some(device) if named.is_empty() => own_display(device).map(str::to_owned),
+            Some(device) if named.is_empty() => own_display(observed, &gpu, device).map(str::to_owned),
             _ => None,
         };
         match why.or_else(|| shared(observed, &gpu)) {
@@ -79,14 +82,22 @@ fn names_for_agent(observed: &Observed, wish: &Wish, chosen: &Chosen) -> Option<
     }
 }
 
-fn own_display(device: &PciDevice) -> Option<&'static str> {
+fn own_display(observed: &Observed, gpu: &Gpu, device: &PciDevice) -> Option<&'static str> {
     if device.boot_vga {
         return Some("the host's own display");
     }
     if CONSOLES.contains(&device.vendor) {
         return Some("the display of the management controller");
     }
-    let inside = device.vendor == INTEL && device.upstream.is_empty();
+    // AMD's sit behind a bridge of their own, in a slot with functions of the processor: its security processor and USB.
+    // A card has nothing of that vendor.
+    let of_the_processor = || {
+        let vendor =
+            |function: &PciAddress| observed.topology.devices.get(function).map(|device| device.vendor);
+        gpu.functions.iter().any(|function| vendor(function) == Some(AMD))
+    };
+    let inside = (device.vendor == INTEL && device.upstream.is_empty())
+        || (device.vendor == ATI && of_the_processor());
     inside.then_some("graphics inside the processor")
 }
 

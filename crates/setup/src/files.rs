@@ -233,7 +233,11 @@ impl Files {
             Err(e)
                 if matches!(
                     e.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::DirectoryNotEmpty
+                        | io::ErrorKind::NotADirectory
+                        // A file system of its own is mounted there: it is the owner's.
+                        | io::ErrorKind::ResourceBusy
                 ) =>
             {
                 Ok(false)
@@ -249,8 +253,12 @@ impl Files {
     /// Anything but absence.
     pub fn remove_tree(&self, path: &str) -> Result<bool, SetupError> {
         self.gate.pass(&format!("remove tree {path}")).map_err(|e| SetupError::file("remove", path, e))?;
-        let removed = qudata_host::durable::remove_tree(&self.at(path))
-            .map_err(|e| SetupError::file("remove", path, e))?;
+        let removed = match qudata_host::durable::remove_tree(&self.at(path)) {
+            Ok(removed) => removed,
+            // What was in it is gone; a folder that a file system is mounted at stays the owner's.
+            Err(_) if fs::read_dir(self.at(path)).is_ok_and(|mut left| left.next().is_none()) => true,
+            Err(e) => return Err(SetupError::file("remove", path, e)),
+        };
         if removed {
             self.sync(self.at(path).parent()).map_err(|e| SetupError::file("remove", path, e))?;
         }

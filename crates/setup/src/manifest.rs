@@ -23,6 +23,9 @@ pub struct Manifest {
     pub salt: String,
     /// Number of the next backup.
     pub next_backup: u32,
+    /// Where the data is, from when taking back begins: the settings that say it are taken back too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<String>,
     /// The changes.
     pub entries: Vec<Entry>,
 }
@@ -104,6 +107,7 @@ impl Manifest {
             since: jiff::Timestamp::now().to_string(),
             salt: format!("{:032x}", rand::random::<u128>()),
             next_backup: 1,
+            data_dir: None,
             entries: Vec::new(),
         }
     }

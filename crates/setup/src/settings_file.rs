@@ -17,6 +17,11 @@ const BARE: &str = "# Settings of the Qudata agent; `qudata-agent settings` list
 /// Settings that no command line may carry, because others can read it.
 const SECRET: [&str; 2] = ["api_key", "frp_token"];
 
+/// The secrets that stand in a text of `agent.toml`.
+pub fn secrets(text: &str) -> Vec<String> {
+    SECRET.iter().filter_map(|key| text_of(text, key)).filter(|secret| !secret.is_empty()).collect()
+}
+
 /// The text of `agent.toml` with `values` in it. `base` is the file as it is, or the template.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use crate::{
     places,
     plan::{Change, FileChange, Plan},
     progress::Step,
+    settings_file,
 };
 
 /// Lines around a difference.
@@ -114,8 +115,30 @@ fn describe_file(text: &mut String, file: &FileChange) {
         text.push_str("      (the API key; not shown)\n");
         return;
     }
-    for line in difference(file.before.as_deref().unwrap_or_default(), &file.text) {
-        let _ = writeln!(text, "      {line}");
+    let before = file.before.as_deref().unwrap_or_default();
+    let secrets: Vec<String> = [before, &file.text].into_iter().flat_map(settings_file::secrets).collect();
+    for line in difference(before, &file.text) {
+        let _ = writeln!(text, "      {}", without(&line, &secrets));
+    }
+}
+
+/// The line as others may see it: a plan is shown on a terminal and sent to whoever helps.
+fn without(line: &str, secrets: &[String]) -> String {
+    if secrets.is_empty() {
+        return line.to_owned();
+    }
+    let name = line.split_once('=').map(|(name, _)| name);
+    // By name too: TOML has more than one way to write a text.
+    let named = name.is_some_and(|name| {
+        let name = name.trim_end().trim_end_matches(['"', '\'']);
+        ["key", "token"].iter().any(|end| name.ends_with(end))
+    });
+    match name {
+        Some(name) if named || secrets.iter().any(|secret| line.contains(secret)) => {
+            format!("{name}= (not shown)")
+        }
+        None if secrets.iter().any(|secret| line.contains(secret)) => "(not shown)".to_owned(),
+        _ => line.to_owned(),
     }
 }
 
@@ -140,6 +163,32 @@ pub fn difference(before: &str, after: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_beside_a_change_is_not_shown() {
+        let file = |before: &str, after: &str| FileChange {
+            path: places::SETTINGS,
+            text: after.to_owned(),
+            before: Some(before.to_owned()),
+            mode: 0o640,
+            group: true,
+            secret: false,
+        };
+        for owners in [
+            "api_key = \"ak-canary\"\n",
+            "api.key = 'ak-canary'\n",
+            "[api]\nkey = \"ak-canary\"\n",
+            "api_key = \"ak-\\u0063anary\" # ak-canary\n",
+            "frp_token = \"canary\"\n",
+            "frp_token = \"\"\"\ncanary\"\"\"\n",
+        ] {
+            let mut text = String::new();
+            describe_file(&mut text, &file(owners, &format!("region = \"ru2\"\n{owners}")));
+            describe_file(&mut text, &file(owners, &owners.replace("canary", "canary2")));
+            assert!(!text.contains("canary") && !text.contains("0063"), "{owners}{text}");
+            assert!(text.contains("region"), "{text}");
+        }
+    }
 
     #[test]
     fn differences_are_small() {

@@ -61,7 +61,7 @@ pub fn describe(means: Means<'_>, removal: Removal) -> Result<String, SetupError
             Entry::Groups { added, .. } => writeln!(text, "remove the groups {}", added.join(" ")),
         };
     }
-    let data = data_dir(means)?;
+    let data = data_dir(means, &manifest)?;
     let _ = match removal.purge {
         true => writeln!(text, "delete all instances, {data} and /var/log/qudata"),
         false => writeln!(text, "keep {data}"),
@@ -85,7 +85,7 @@ pub fn uninstall(means: Means<'_>, removal: Removal) -> Result<Left, SetupError>
     }
     let _lock = lock(means)?;
     let mut ledger = Ledger::open(means.files)?;
-    let data = data_dir(means)?;
+    let data = data_dir(means, &ledger.manifest)?;
     let tenants = means.tenants(&data)?;
     consent(means, removal, &tenants, &data)?;
     say(means, "uninstall: begins");
@@ -98,6 +98,10 @@ pub fn uninstall(means: Means<'_>, removal: Removal) -> Result<Left, SetupError>
         })?;
     }
     nobody_left(means, &data)?;
+    if ledger.manifest.data_dir.as_ref() != Some(&data) {
+        ledger.manifest.data_dir = Some(data.clone());
+        ledger.save()?;
+    }
     stop(means, &data)?;
     remove_rules(means)?;
     // An installation that was cut off has not come so far.
@@ -136,7 +140,11 @@ fn say(means: Means<'_>, text: &str) {
     progress::log_line(means, text);
 }
 
-fn data_dir(means: Means<'_>) -> Result<String, SetupError> {
+/// Where the data is; a run that was cut off may have taken back the settings that said it.
+fn data_dir(means: Means<'_>, manifest: &Manifest) -> Result<String, SetupError> {
+    if let Some(noted) = &manifest.data_dir {
+        return Ok(noted.clone());
+    }
     let text = means.files.text(places::SETTINGS)?.unwrap_or_default();
     Ok(settings_file::text_of(&text, "data_dir").unwrap_or_else(|| "/var/lib/qudata".into()))
 }

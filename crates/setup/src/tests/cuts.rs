@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::world::{World, differences, tree, usual, wish};
-use crate::install::Outcome;
+use crate::{install::Outcome, wish::Wish};
 
 /// What an installation is judged by: everything but what it remembers of its own course, and but for ages.
 fn result(world: &World) -> BTreeMap<String, String> {
@@ -107,6 +107,30 @@ fn a_removal_that_is_cut_anywhere_is_finished_by_the_same_line() {
         world.cut_after(None);
         world.uninstall(true).unwrap();
         assert_eq!(differences(&before, &tree(world.host.root())), Vec::<String>::new(), "cut at {effect}");
+    }
+    assert!(cuts > 30, "{cuts}");
+}
+
+#[test]
+fn data_elsewhere_goes_with_the_purge_wherever_that_was_cut() {
+    let mut cuts = 0;
+    for effect in 0.. {
+        let world = usual();
+        let settings = vec![("data_dir".to_owned(), "/srv/qudata".to_owned())];
+        let wish = Wish { settings, ..wish() };
+        assert_eq!(world.install(wish).unwrap(), Outcome::Rebooting);
+        world.reboot();
+        assert_eq!(world.go_on().unwrap(), Outcome::Ready { changed: true });
+        world.file("srv/qudata/images/base.qcow2", "");
+        world.cut_after(Some(effect));
+        let _ = world.uninstall(true);
+        if !world.fuse.blown.get() {
+            break;
+        }
+        cuts += 1;
+        world.cut_after(None);
+        world.uninstall(true).unwrap();
+        assert!(!world.host.path("srv/qudata").exists(), "cut at {effect}: the data is still there");
     }
     assert!(cuts > 30, "{cuts}");
 }

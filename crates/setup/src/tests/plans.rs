@@ -38,6 +38,22 @@ fn amd_needs_no_parameter() {
 }
 
 #[test]
+fn graphics_of_an_amd_processor_are_left_out_and_its_cards_are_not() {
+    let (inside, usb) = ("0000:0e:00.0", "0000:0e:00.3");
+    let world = world(vec![
+        Device::gpu(GPU),
+        Device::bridge("0000:00:08.1", 0x0e),
+        Device::gpu(inside).ids(0x1002, 0x164e).under("0000:00:08.1"),
+        Device::new(usb).class(0x0c_03_30).ids(0x1022, 0x15b6).under("0000:00:08.1"),
+        Device::bridge("0000:00:01.2", 0x03),
+        Device::gpu("0000:03:00.0").ids(0x1002, 0x744c).under("0000:00:01.2"),
+    ]);
+    let text = planned(&world, wish());
+    assert!(text.contains(&format!("GPUs to rent out: 0000:03:00.0, {GPU}")), "{text}");
+    assert!(text.contains(&format!("{inside}  left out: graphics inside the processor")), "{text}");
+}
+
+#[test]
 fn systemd_boot() {
     let world = usual();
     fs::remove_dir_all(world.host.path("boot/grub")).unwrap();
