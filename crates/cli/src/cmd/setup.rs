@@ -12,7 +12,7 @@ use qudata_setup::{
     hands::SystemHands,
     install::{self, Job, Outcome},
     outside::Means,
-    text,
+    places, text,
     uninstall::{self, Removal},
     wish::Wish,
 };
@@ -57,10 +57,10 @@ pub(super) async fn uninstall(cx: Context<'_>, wish: Uninstall) -> Result<Exit, 
     let removal = Removal { purge: wish.purge, yes: wish.yes, root: is_root() };
     off_the_runtime(cx, move |means, screen| {
         if wish.plan {
-            screen.print(&uninstall::describe(means, removal).map_err(told)?)?;
+            screen.print(&uninstall::describe(means, removal).map_err(told_of_removal)?)?;
             return Ok(Exit::Done);
         }
-        for line in uninstall::uninstall(means, removal).map_err(told)? {
+        for line in uninstall::uninstall(means, removal).map_err(told_of_removal)? {
             screen.print(&format!("{line}\n"))?;
         }
         Ok(Exit::Done)
@@ -147,18 +147,25 @@ fn told(error: SetupError) -> Failure {
         Code::BadSettings => Exit::Usage,
         _ => Exit::Failed,
     };
-    let next = next_of(&error, PathBuf::from(INSTALLED).exists());
+    let kept = [INSTALLED, places::WISH, places::API_KEY].iter().all(|path| Path::new(path).exists());
+    let next = next_of(&error, kept);
     let sentence = format!("{error}{}. {}\nNext: {next}", error.causes(), error.remedy);
     Failure::new(exit, sentence)
 }
 
-/// Before the package is there, its command is not either: then it is the line that the owner typed.
-fn next_of(error: &SetupError, installed: bool) -> String {
+/// The line that the owner typed, whose options count; `--continue` has them where they and the key are kept.
+fn next_of(error: &SetupError, kept: bool) -> String {
     match error.next.strip_prefix(AGAIN) {
-        Some("") if !installed => "the same line again".to_owned(),
-        Some(options) if !installed => format!("the same line again, with{options}"),
-        _ => error.next.clone(),
+        Some("") if kept => format!("{AGAIN} --continue"),
+        Some("") => "the same line again".to_owned(),
+        Some(options) => format!("the same line again, with{options}"),
+        None => error.next.clone(),
     }
+}
+
+/// As [`told`], where nothing is installed but taken back.
+fn told_of_removal(error: SetupError) -> Failure {
+    told(if error.next == AGAIN { error.next("qudata-agent uninstall") } else { error })
 }
 
 #[cfg(test)]
@@ -186,12 +193,15 @@ mod tests {
     #[test]
     fn the_next_command_is_one_that_is_there() {
         let error = SetupError::new(Code::MirrorDown, "x", "y");
-        assert_eq!(next_of(&error, true), "qudata-agent install");
+        assert_eq!(next_of(&error, true), "qudata-agent install --continue");
         assert_eq!(next_of(&error, false), "the same line again");
         let error = error.next("qudata-agent install --offline");
         assert_eq!(next_of(&error, false), "the same line again, with --offline");
+        assert_eq!(next_of(&error, true), "the same line again, with --offline");
         let error = error.next("df -h /var");
         assert_eq!(next_of(&error, false), "df -h /var");
+        let error = SetupError::file("remove", "/etc/x", std::io::Error::other("read-only"));
+        assert!(told_of_removal(error).sentence.ends_with("Next: qudata-agent uninstall"));
     }
 
     #[test]
