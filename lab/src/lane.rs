@@ -18,7 +18,7 @@ use crate::scenario::Scenario;
 use crate::shape::{Boot, L1};
 use crate::voice::{say, speak_of};
 
-/// How often a scenario is begun again because the emulated server's kernel died under it (see `machine::ACCELERATOR`).
+/// How often a scenario is begun again because the emulated server's kernel died under it (see `machine`).
 /// Were it the product's doing, it would happen each time.
 const DEATHS: usize = 3;
 const COLLECT: Duration = Duration::from_secs(60);

@@ -165,7 +165,7 @@ pub(crate) fn run(
     Ok(passed)
 }
 
-/// How many servers at a time this machine carries: each is emulated by one thread, and has its RAM.
+/// How many servers at a time this machine carries: each has a processor and its RAM.
 fn carried() -> usize {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();

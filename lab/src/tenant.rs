@@ -13,6 +13,8 @@ const READY: Duration = Duration::from_secs(600);
 const CREATE: Duration = Duration::from_secs(60);
 const DELETE: Duration = Duration::from_secs(180);
 const QUICK: Duration = Duration::from_secs(60);
+/// What a script inside may take: a login alone takes seconds there, and a script may wait for what never answers.
+const INSIDE: Duration = Duration::from_secs(240);
 const LOOK: Duration = Duration::from_secs(2);
 
 /// What is ordered beside the size, which is the same for all: as small as the guest runs in.
@@ -91,7 +93,7 @@ impl<'a> Tenant<'a> {
     /// A command inside the guest, by the product's own ssh; its output.
     pub(crate) fn inside(&self, script: &str) -> Result<String> {
         let line = format!("qudata-agent instance ssh {} -- {}", quoted(&self.name), quoted(script));
-        self.machine.remote.must(&line, QUICK).with_context(|| format!("inside {}", self.name))
+        self.machine.remote.must(&line, INSIDE).with_context(|| format!("inside {}", self.name))
     }
 
     /// Seconds since the guest's kernel started.
