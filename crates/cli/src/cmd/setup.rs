@@ -3,7 +3,7 @@
 mod host;
 mod terminal;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qudata_setup::{
     SecretString,
