@@ -96,6 +96,10 @@ fn locked(means: Means<'_>, job: &Job<'_>) -> Result<Outcome, SetupError> {
     };
     keep_wish(means, &wish)?;
     let mut ledger = Ledger::open(means.files)?;
+    // A removal that did not come to its end noted where the data was; from now on the settings say it again.
+    if ledger.manifest.data_dir.take().is_some() {
+        ledger.save()?;
+    }
     keep_before(means)?;
     let mut course = Course::open(means)?;
     progress::log_line(means, &format!("install {}: begins", env!("CARGO_PKG_VERSION")));

@@ -134,3 +134,17 @@ fn data_elsewhere_goes_with_the_purge_wherever_that_was_cut() {
     }
     assert!(cuts > 30, "{cuts}");
 }
+
+#[test]
+fn a_removal_that_was_given_up_does_not_say_where_the_data_is_later() {
+    let world = usual();
+    finish(&world);
+    world.cut_after(Some(8));
+    assert!(world.uninstall(true).is_err());
+    world.cut_after(None);
+    let settings = vec![("data_dir".to_owned(), "/srv/later".to_owned())];
+    let _ = world.install(Wish { settings, ..wish() }).unwrap();
+    world.file("srv/later/images/base.qcow2", "");
+    world.uninstall(true).unwrap();
+    assert!(!world.host.path("srv/later").exists(), "the data is still there");
+}
