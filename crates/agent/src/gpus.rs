@@ -243,7 +243,14 @@ impl Gpus {
         let look = tokio::task::spawn_blocking(move || {
             OpenNodes::observe(&root).holders_of(&gpu, &topology, &minors)
         });
-        look.await.unwrap_or_else(|error| vec![Holder::Unseen { why: error.to_string() }])
+        // Others wait for this one's turn meanwhile: what cannot be seen holds it.
+        match tokio::time::timeout(LOOK_DEADLINE, look).await {
+            Ok(Ok(holders)) => holders,
+            Ok(Err(error)) => vec![Holder::Unseen { why: error.to_string() }],
+            Err(_) => {
+                vec![Holder::Unseen { why: "looking through the processes of the host hangs".to_owned() }]
+            }
+        }
     }
 
     /// Asks the NVIDIA driver which `/dev/nvidiaN` is whose, when its set of GPUs has changed: without an answer a holder of
