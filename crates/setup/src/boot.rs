@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::{
     cmdline::{self, Word},
-    error::{Code, SetupError},
+    error::{Code, SetupError, UNINSTALL},
     files::Files,
     hands::{must, order},
     ledger::{Ledger, Undone, checksum},
@@ -192,7 +192,55 @@ fn run(means: Means<'_>, loader: &Loader) -> Result<(), SetupError> {
         }
         Loader::Unknown => {}
     }
-    Ok(())
+    // The tools do not wait until it is on disk, and an EFI system partition keeps no journal.
+    outputs(means.files, loader)?.iter().try_for_each(|path| means.files.settle_around(path))
+}
+
+/// The kernel's parameters that came into entries of systemd-boot with the installation: what its file says and said
+/// neither before nor, where there was none, in any entry.
+///
+/// # Errors
+/// When a file is there and cannot be read.
+pub fn ours(ledger: &Ledger<'_>, files: &Files) -> Result<Vec<String>, SetupError> {
+    let Some(line) =
+        files.text(places::KERNEL_CMDLINE)?.filter(|_| ledger.manifest.has_file(places::KERNEL_CMDLINE))
+    else {
+        return Ok(Vec::new());
+    };
+    let mut before = Vec::new();
+    for entry in &ledger.manifest.entries {
+        let (Entry::File { path, before: Some(backup), .. }
+        | Entry::Generated { path, before: Some(backup), .. }) = entry
+        else {
+            continue;
+        };
+        let text = files.text(&format!("{}/{}", places::BACKUP, backup.name))?.unwrap_or_default();
+        if path == places::KERNEL_CMDLINE {
+            before.extend(cmdline::words(&text));
+        } else if matches!(entry, Entry::Generated { .. }) {
+            before.extend(cmdline::entry_words(&text));
+        }
+    }
+    Ok(cmdline::words(&line).into_iter().filter(|word| !before.contains(word)).collect())
+}
+
+/// Takes `params` out of the entries of systemd-boot that still say them: of kernels that came after the installation.
+/// Those entries.
+///
+/// # Errors
+/// When one cannot be read or written.
+pub fn forget(files: &Files, params: &[String]) -> Result<Vec<String>, SetupError> {
+    let mut changed = Vec::new();
+    let entries = if params.is_empty() { Vec::new() } else { entries(files)? };
+    for path in entries {
+        let (Some(text), Some(look)) = (files.text(&path)?, files.look(&path)?) else { continue };
+        let without = cmdline::entry_without(&text, params);
+        if without != text {
+            files.write(&path, without.as_bytes(), crate::files::Look { mtime: None, ..look })?;
+            changed.push(path);
+        }
+    }
+    Ok(changed)
 }
 
 /// Takes one generated file back: as it was, where nothing was made anew since; otherwise it is made anew, because it
@@ -229,7 +277,7 @@ pub fn refresh(
     ledger: &Ledger<'_>,
     (path, before): (&str, Option<&Backup>),
 ) -> Result<(), SetupError> {
-    run(means, &observe(means.files)?).map_err(|error| error.next("qudata-agent uninstall"))?;
+    run(means, &observe(means.files)?).map_err(|error| error.next(UNINSTALL))?;
     let found = means.files.read(path)?.as_deref().map(checksum);
     if found.is_some() && found.as_ref() == before.map(|backup| &backup.sha256) {
         ledger.copy_back(path, before)?;

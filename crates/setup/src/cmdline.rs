@@ -86,6 +86,18 @@ pub fn entry_words(text: &str) -> Vec<String> {
     options.filter(|rest| rest.starts_with([' ', '\t'])).flat_map(words).collect()
 }
 
+/// An entry of systemd-boot without these parameters; everything else in it stays as it is.
+#[must_use]
+pub fn entry_without(text: &str, params: &[String]) -> String {
+    let line = |line: &str| {
+        let is_options =
+            line.trim_start().strip_prefix("options").is_some_and(|rest| rest.starts_with([' ', '\t']));
+        let gone = |word: &&str| is_options && params.iter().any(|param| param == word);
+        line.split(' ').filter(|word| !gone(word)).collect::<Vec<_>>().join(" ")
+    };
+    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// The parameters of the running kernel that a boot loader's settings would hold: what the loader itself adds is left out.
 #[must_use]
 pub fn of_running(line: &str) -> Vec<String> {
@@ -138,5 +150,20 @@ mod tests {
             ["root=a", "ro", "z"]
         );
         assert_eq!(of_running("BOOT_IMAGE=/v root=a ro"), ["root=a", "ro"]);
+    }
+
+    #[test]
+    fn an_entry_without_parameters_is_otherwise_as_it_was() {
+        let params = ["intel_iommu=on", "iommu=pt"].map(str::to_owned);
+        let entry = |line: &str| format!("title  a  b\nversion 6.9\n{line}\nlinux /a iommu=pt\n");
+        for (before, after) in [
+            ("options    root=a  ro intel_iommu=on iommu=pt", "options    root=a  ro"),
+            ("options intel_iommu=on root=a iommu=pt2", "options root=a iommu=pt2"),
+            ("options\troot=a iommu=pt quiet", "options\troot=a quiet"),
+            ("options root=a ro ", "options root=a ro "),
+        ] {
+            assert_eq!(entry_without(&entry(before), &params), entry(after));
+        }
+        assert_eq!(entry_without("options ro iommu=pt", &params), "options ro");
     }
 }

@@ -126,6 +126,8 @@ pub struct SetupError {
 
 /// What to run again when nothing else is said.
 pub const AGAIN: &str = "qudata-agent install";
+/// The same for a removal.
+pub const UNINSTALL: &str = "qudata-agent uninstall";
 
 impl SetupError {
     /// A failure with what to do about it; the next command is [`AGAIN`] until [`SetupError::next`] says otherwise.

@@ -28,6 +28,14 @@ pub trait Gate: fmt::Debug {
     fn settle(&self, file: &File) -> io::Result<()> {
         file.sync_all()
     }
+
+    /// Waits until everything is on disk that was written to the file system of a folder.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    fn settle_all(&self, dir: &File) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(dir)?)
+    }
 }
 
 /// Lets everything happen.
@@ -207,19 +215,27 @@ impl Files {
     /// # Errors
     /// Anything but absence.
     pub fn remove(&self, path: &str) -> Result<bool, SetupError> {
-        let mut removed = false;
-        for name in [aside(path), path.to_owned()] {
-            if !self.exists(&name) {
-                continue;
-            }
-            let done = self.gate.pass(&format!("remove {name}")).and_then(|()| {
-                fs::remove_file(self.at(&name))?;
-                self.sync(self.at(&name).parent())
-            });
-            done.map_err(|e| SetupError::file("remove", &name, e))?;
-            removed |= name == path;
+        self.remove_one(&aside(path))?;
+        self.remove_one(path)
+    }
+
+    /// Removes what a power cut left beside a file that was being written.
+    ///
+    /// # Errors
+    /// Anything but absence.
+    pub fn remove_aside(&self, path: &str) -> Result<(), SetupError> {
+        self.remove_one(&aside(path)).map(drop)
+    }
+
+    fn remove_one(&self, path: &str) -> Result<bool, SetupError> {
+        if !self.exists(path) {
+            return Ok(false);
         }
-        Ok(removed)
+        let done = self.gate.pass(&format!("remove {path}")).and_then(|()| {
+            fs::remove_file(self.at(path))?;
+            self.sync(self.at(path).parent())
+        });
+        done.map(|()| true).map_err(|e| SetupError::file("remove", path, e))
     }
 
     /// Removes a folder if it is empty. False: it is not, or not there.
@@ -271,6 +287,17 @@ impl Files {
     /// When it cannot be.
     pub fn settle(&self, file: &File) -> io::Result<()> {
         self.gate.settle(file)
+    }
+
+    /// Waits until everything is on disk that another program wrote to the file system of `path`.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub fn settle_around(&self, path: &str) -> Result<(), SetupError> {
+        let place = self.at(path);
+        let dir = place.parent().unwrap_or(Path::new("/"));
+        let done = File::open(dir).and_then(|dir| self.gate.settle_all(&dir));
+        done.map_err(|e| SetupError::file("put on disk", path, e))
     }
 
     fn sync(&self, dir: Option<&Path>) -> io::Result<()> {

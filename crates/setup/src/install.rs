@@ -19,6 +19,7 @@ use crate::{
     places,
     plan::{self, Plan},
     progress::{self, Course, Event, Step},
+    text,
     wish::Wish,
 };
 
@@ -68,17 +69,17 @@ pub fn install(means: Means<'_>, job: &Job<'_>) -> Result<Outcome, SetupError> {
     if !job.root {
         return Err(not_root("install"));
     }
-    // Before the first thing is written: what cannot be done leaves nothing behind.
-    let fresh = means.files.read(places::WISH)?.is_none();
-    if fresh {
+    // Before the first thing is written: what cannot be done leaves nothing behind, and options that are refused are not
+    // those that the host goes on with after a restart.
+    if let Some(wish) = &job.wish {
         let (observed, _) = look(means, job)?;
-        let offline = job.wish.as_ref().is_some_and(|wish| wish.offline);
-        running::check_key(means, &observed, offline, job.key)?;
+        running::check_key(means, &observed, wish.offline, running::key(means, job)?.as_ref())?;
     }
     let _lock = lock(means)?;
     let result = locked(means, job);
     if let Err(error) = &result {
-        let text = format!("failed: {error}{}. {} Next: {}", error.causes(), error.remedy, error.next);
+        let next = text::next_command(error, means.files);
+        let text = format!("failed: {error}{}. {} Next: {next}", error.causes(), error.remedy);
         progress::log_line(means, &text);
     }
     result
@@ -96,8 +97,9 @@ fn locked(means: Means<'_>, job: &Job<'_>) -> Result<Outcome, SetupError> {
     };
     keep_wish(means, &wish)?;
     let mut ledger = Ledger::open(means.files)?;
-    // A removal that did not come to its end noted where the data was; from now on the settings say it again.
+    // A removal that did not come to its end noted what the settings said; from now on they say it again.
     if ledger.manifest.data_dir.take().is_some() {
+        ledger.manifest.parameters.clear();
         ledger.save()?;
     }
     keep_before(means)?;
@@ -106,6 +108,8 @@ fn locked(means: Means<'_>, job: &Job<'_>) -> Result<Outcome, SetupError> {
     let mut run = running::Run { means, job, wish: &wish, ledger: &mut ledger };
     course.step(Step::Preflight, |course| run.preflight(course))?;
     course.step(Step::Package, |course| run.package(course))?;
+    // What an earlier removal kept; the package has it again.
+    means.files.remove(places::PROGRAM)?;
     course.step(Step::Settings, |course| run.settings(course))?;
     course.step(Step::Boot, |course| run.boot(course))?;
     course.step(Step::Image, |course| run.image(course))?;

@@ -131,10 +131,12 @@ impl<'a> Ledger<'a> {
                     after: Vec::new(),
                     secret,
                     done: false,
+                    edited: None,
                 });
                 self.manifest.entries.len() - 1
             }
         };
+        self.keep_edited(index, found.as_deref())?;
         let sum = self.sum(new.bytes, new.secret);
         if let Some(Entry::File { after, done, .. }) = self.manifest.entries.get_mut(index) {
             *done = false;
@@ -149,6 +151,27 @@ impl<'a> Ledger<'a> {
         }
         self.mark_done(index)?;
         Ok(true)
+    }
+
+    /// What somebody else made of a file since it was written last goes into the next one, and would go with it when that
+    /// is taken back. A secret that was typed anew replaces the one before.
+    fn keep_edited(&mut self, index: usize, found: Option<&[u8]>) -> Result<(), SetupError> {
+        let Some(found) = found else { return Ok(()) };
+        let sum = checksum(found);
+        let theirs = match self.manifest.entries.get(index) {
+            Some(Entry::File { path, before, after, secret: false, .. }) => {
+                let known =
+                    before.iter().map(|backup| &backup.sha256).chain(after).any(|known| *known == sum);
+                (!known).then(|| path.clone())
+            }
+            _ => None,
+        };
+        let Some(path) = theirs else { return Ok(()) };
+        let copy = self.back_up(&path, false)?;
+        if let Some(Entry::File { edited, .. }) = self.manifest.entries.get_mut(index) {
+            *edited = copy;
+        }
+        Ok(())
     }
 
     /// Checksum as the list keeps it; of a secret only together with the list's salt.
@@ -202,7 +225,10 @@ impl<'a> Ledger<'a> {
     }
 
     /// Puts a copy where the end of the list does not end it; where.
-    fn outlive(&self, backup: &Backup) -> Result<String, SetupError> {
+    ///
+    /// # Errors
+    /// When it cannot be written there.
+    pub fn outlive(&self, backup: &Backup) -> Result<String, SetupError> {
         let kept = format!("{}/{}", places::BACKUP, backup.name);
         let Some(bytes) = self.files.read(&kept)? else { return Ok(kept) };
         let time: String = self.manifest.since.chars().filter(char::is_ascii_digit).take(14).collect();
@@ -225,6 +251,7 @@ impl<'a> Ledger<'a> {
         after: &[String],
         secret: bool,
     ) -> Result<Undone, SetupError> {
+        self.files.remove_aside(path)?;
         let found = self.files.read(path)?;
         let sum = found.as_deref().map(|bytes| self.sum(bytes, secret));
         let was = before.map(|backup| &backup.sha256);
@@ -234,10 +261,6 @@ impl<'a> Ledger<'a> {
             _ => false,
         };
         if untouched {
-            // Also what a power cut left beside it.
-            if found.is_none() {
-                self.files.remove(path)?;
-            }
             return Ok(Undone::Nothing);
         }
         let ours = sum.as_ref().is_some_and(|sum| after.contains(sum));
@@ -331,6 +354,37 @@ mod tests {
             assert_eq!(host.files.text("/etc/a").unwrap().as_deref(), text);
         }
         assert!(ledger.manifest.entries.contains(&Entry::Folder { path: "/etc/new".into() }));
+    }
+
+    #[test]
+    fn what_somebody_else_made_of_it_before_it_was_written_anew_is_kept() {
+        let host = host();
+        let mut ledger = Ledger::open(&host.files).unwrap();
+        put(&mut ledger, "/etc/a", "ours");
+        host.files.write("/etc/a", b"ours and theirs", host.files.mine(0o644)).unwrap();
+        for text in ["ours anew", "ours again"] {
+            put(&mut ledger, "/etc/a", text);
+        }
+        let ledger = Ledger::open(&host.files).unwrap();
+        assert_eq!(undo(&ledger), Undone::Restored);
+        let edited = ledger.manifest.entries.iter().find_map(|entry| match entry {
+            Entry::File { edited, .. } => edited.as_ref(),
+            _ => None,
+        });
+        let place = ledger.outlive(edited.unwrap()).unwrap();
+        assert!(place.starts_with("/var/backups/qudata-"), "{place}");
+        assert_eq!(host.files.text(&place).unwrap().unwrap(), "ours and theirs");
+    }
+
+    #[test]
+    fn what_a_power_cut_left_beside_a_restored_file_goes() {
+        let host = host();
+        let mut ledger = Ledger::open(&host.files).unwrap();
+        put(&mut ledger, "/etc/a", "ours");
+        host.files.write("/etc/a", b"theirs", host.files.mine(0o644)).unwrap();
+        host.files.write("/etc/a.qudata-new", b"half", host.files.mine(0o644)).unwrap();
+        assert!(matches!(undo(&ledger), Undone::Kept(_)));
+        assert!(!host.files.exists("/etc/a.qudata-new"));
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub struct Manifest {
     /// Where the data is, from when taking back begins: the settings that say it are taken back too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<String>,
+    /// The kernel's parameters that came with it into entries of systemd-boot, from when taking back begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parameters: Vec<String>,
     /// The changes.
     pub entries: Vec<Entry>,
 }
@@ -62,6 +65,9 @@ pub enum Entry {
         secret: bool,
         /// It was written and read back.
         done: bool,
+        /// What somebody else had made of it when it was written anew.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        edited: Option<Backup>,
     },
     /// Files that the boot loader's own tools make of its settings.
     Generated {
@@ -108,6 +114,7 @@ impl Manifest {
             salt: format!("{:032x}", rand::random::<u128>()),
             next_backup: 1,
             data_dir: None,
+            parameters: Vec::new(),
             entries: Vec::new(),
         }
     }

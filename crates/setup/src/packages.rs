@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
-    error::{Code, SetupError},
+    error::{Code, SetupError, UNINSTALL},
     hands::{Answer, Order, OrderError, failed, must, order},
     ledger::Ledger,
     manifest::Entry,
@@ -86,6 +86,16 @@ pub fn list(means: Means<'_>) -> Result<Vec<String>, SetupError> {
     let answer = must(means.hands, &query).map_err(no_dpkg)?;
     let names = answer.out.lines().filter_map(|line| line.strip_prefix("installed "));
     Ok(names.map(str::to_owned).collect())
+}
+
+/// Names of all packages of which anything is there, half installed or removed but for their settings.
+fn known(means: Means<'_>) -> Result<BTreeSet<String>, SetupError> {
+    let query = order("dpkg-query").args(["-W", "-f", "${db:Status-Status} ${binary:Package}\n"]);
+    let answer = must(means.hands, &query).map_err(no_dpkg)?;
+    let of = |line: &str| {
+        line.split_once(' ').filter(|(status, _)| *status != "not-installed").map(|(_, n)| n.to_owned())
+    };
+    Ok(answer.out.lines().filter_map(of).collect())
 }
 
 /// Installs the package in `file` with what it needs, or finishes what an earlier apt began.
@@ -362,7 +372,12 @@ fn complaints(words: &str) -> String {
 /// # Errors
 /// When apt fails.
 pub fn purge(means: Means<'_>, added: &[String], verb: &str) -> Result<Vec<String>, SetupError> {
-    let there: BTreeSet<String> = list(means)?.into_iter().collect();
+    // An earlier removal may have been cut off in the middle of one.
+    means
+        .hands
+        .run(&order("dpkg").args(["--configure", "-a"]).within(DEADLINE), &mut |_| {})
+        .map_err(no_dpkg)?;
+    let there = known(means)?;
     let mut going: Vec<String> = added.iter().filter(|name| there.contains(*name)).cloned().collect();
     if going.is_empty() {
         return Ok(Vec::new());
@@ -389,7 +404,7 @@ pub fn purge(means: Means<'_>, added: &[String], verb: &str) -> Result<Vec<Strin
     }
     let order = order("apt-get").args([verb, "-y", "-o", LOCK_WAIT]).args(going).within(DEADLINE);
     let answer = means.hands.run(&order, &mut |_| {}).map_err(no_dpkg)?;
-    if answer.ok() { Ok(kept) } else { Err(refused_by_apt(&order, &answer).next("qudata-agent uninstall")) }
+    if answer.ok() { Ok(kept) } else { Err(refused_by_apt(&order, &answer).next(UNINSTALL)) }
 }
 
 /// A yes that was preseeded for some other purge must not delete disks in ours. Without debconf nobody asks.
@@ -399,9 +414,7 @@ fn keep_data(means: Means<'_>) -> Result<(), SetupError> {
         Err(OrderError::Start { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other.map(drop).map_err(|cause| {
             let what = "debconf cannot be told to keep the data, so the package was not purged";
-            SetupError::new(Code::PackageFailed, what, "debconf says why.")
-                .next("qudata-agent uninstall")
-                .because(cause)
+            SetupError::new(Code::PackageFailed, what, "debconf says why.").next(UNINSTALL).because(cause)
         }),
     }
 }
@@ -421,7 +434,7 @@ fn removed_by(means: Means<'_>, words: &[&str]) -> Result<Vec<String>, SetupErro
     let order = order("apt-get").args(["-s", "-y"]).args(words.iter().copied());
     let answer = means.hands.run(&order, &mut |_| {}).map_err(no_dpkg)?;
     if !answer.ok() {
-        return Err(refused_by_apt(&order, &answer).next("qudata-agent uninstall"));
+        return Err(refused_by_apt(&order, &answer).next(UNINSTALL));
     }
     let going =
         answer.out.lines().filter_map(|line| line.strip_prefix("Purg ").or(line.strip_prefix("Remv ")));

@@ -12,6 +12,10 @@ pub const WISH: &str = "/var/lib/qudata/setup/wish.json";
 pub const PROGRESS: &str = "/var/lib/qudata/setup/progress.json";
 /// What the host was like at the beginning.
 pub const BEFORE: &str = "/var/lib/qudata/setup/before.json";
+/// The program itself while a removal takes its package away, for the case that it is cut off there.
+pub const PROGRAM: &str = "/var/lib/qudata/setup/qudata-agent";
+/// Where the program is once the package is installed.
+pub const INSTALLED: &str = "/usr/bin/qudata-agent";
 /// Held while an installation or removal runs.
 pub const LOCK: &str = "/var/lib/qudata/setup/lock";
 /// What happened, for people.

@@ -4,12 +4,31 @@
 use std::fmt::Write;
 
 use crate::{
+    error::{AGAIN, SetupError, UNINSTALL},
+    files::Files,
     observe::Observed,
     places,
     plan::{Change, FileChange, Plan},
     progress::Step,
     settings_file,
 };
+
+/// What to run after a failure. [`AGAIN`] is the line that the owner typed, whose options count; where they, the key and the
+/// program are kept, `--continue` has them. A removal that took the program away left a copy of it.
+#[must_use]
+pub fn next_command(error: &SetupError, files: &Files) -> String {
+    let there = |path: &&str| files.exists(path);
+    if error.next == UNINSTALL && !there(&places::INSTALLED) && there(&places::PROGRAM) {
+        return format!("sudo {} uninstall", places::PROGRAM);
+    }
+    let kept = [places::INSTALLED, places::WISH, places::API_KEY].iter().all(there);
+    match error.next.strip_prefix(AGAIN) {
+        Some("") if kept => format!("{AGAIN} --continue"),
+        Some("") => "the same line again".to_owned(),
+        Some(options) => format!("the same line again, with{options}"),
+        None => error.next.clone(),
+    }
+}
 
 /// Lines around a difference.
 const AROUND: usize = 2;
@@ -188,6 +207,31 @@ mod tests {
             assert!(!text.contains("canary") && !text.contains("0063"), "{owners}{text}");
             assert!(text.contains("region"), "{text}");
         }
+    }
+
+    #[test]
+    fn the_next_command_is_one_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::below(dir.path(), Box::new(crate::files::Open));
+        let keep = |path: &str| {
+            std::fs::create_dir_all(files.at(path).parent().unwrap()).unwrap();
+            std::fs::write(files.at(path), "").unwrap();
+        };
+        let next = |next: &str| {
+            let error = SetupError::new(crate::error::Code::MirrorDown, "x", "y").next(next);
+            next_command(&error, &files)
+        };
+        assert_eq!(next(AGAIN), "the same line again");
+        assert_eq!(next("qudata-agent install --offline"), "the same line again, with --offline");
+        assert_eq!((next("df -h /var"), next(UNINSTALL)), ("df -h /var".into(), UNINSTALL.into()));
+        keep(places::PROGRAM);
+        assert_eq!(next(UNINSTALL), "sudo /var/lib/qudata/setup/qudata-agent uninstall");
+        [places::INSTALLED, places::WISH, places::API_KEY].into_iter().for_each(keep);
+        assert_eq!(
+            (next(AGAIN), next(UNINSTALL)),
+            ("qudata-agent install --continue".into(), UNINSTALL.into())
+        );
+        assert_eq!(next("qudata-agent install --offline"), "the same line again, with --offline");
     }
 
     #[test]

@@ -100,6 +100,7 @@ pub fn uninstall(means: Means<'_>, removal: Removal) -> Result<Left, SetupError>
     nobody_left(means, &data)?;
     if ledger.manifest.data_dir.as_ref() != Some(&data) {
         ledger.manifest.data_dir = Some(data.clone());
+        ledger.manifest.parameters = boot::ours(&ledger, means.files)?;
         ledger.save()?;
     }
     stop(means, &data)?;
@@ -110,10 +111,13 @@ pub fn uninstall(means: Means<'_>, removal: Removal) -> Result<Left, SetupError>
     if !ledger.manifest.entries.is_empty() {
         return Ok(left);
     }
+    for path in boot::forget(means.files, &ledger.manifest.parameters)? {
+        say(means, &format!("uninstall: took the parameters out of {path}"));
+    }
     sweep(means)?;
     if removal.purge {
         nobody_left(means, &data)?;
-        means.files.remove_tree(&data)?;
+        remove_data(means, &data)?;
         means.files.remove_tree("/var/log/qudata")?;
     } else {
         say(means, "uninstall: done");
@@ -124,6 +128,21 @@ pub fn uninstall(means: Means<'_>, removal: Removal) -> Result<Left, SetupError>
     means.files.remove_tree(places::STATE)?;
     remove_empty(means)?;
     Ok(left)
+}
+
+/// The list and the program that goes through it stay to the end, so that a run that is cut off here is finished too.
+fn remove_data(means: Means<'_>, data: &str) -> Result<(), SetupError> {
+    let own = places::STATE.strip_prefix(data).and_then(|rest| rest.strip_prefix('/'));
+    let Some(own) = own else { return means.files.remove_tree(data).map(drop) };
+    for name in means.files.names(data)?.into_iter().filter(|name| name != own) {
+        let path = format!("{data}/{name}");
+        if means.files.is_dir(&path) {
+            means.files.remove_tree(&path)?;
+        } else {
+            means.files.remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Folders that are nobody's when nothing is in them.
@@ -250,13 +269,15 @@ fn backwards(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<Left, SetupErr
             Entry::Folder { path } => {
                 means.files.remove_empty_dir(path)?;
             }
-            Entry::File { path, before, after, secret, .. } => {
-                match ledger.restore(path, before.as_ref(), after, *secret)? {
-                    Undone::Kept(why) => left.push(why),
-                    Undone::Restored => {
-                        reload |= path.starts_with("/etc/systemd") || path.starts_with("/etc/udev")
-                    }
-                    Undone::Nothing => {}
+            Entry::File { path, before, after, secret, edited, .. } => {
+                let undone = ledger.restore(path, before.as_ref(), after, *secret)?;
+                reload |= undone == Undone::Restored
+                    && (path.starts_with("/etc/systemd") || path.starts_with("/etc/udev"));
+                if let Undone::Kept(why) = undone {
+                    left.push(why);
+                } else if let Some(edited) = edited {
+                    let place = ledger.outlive(edited)?;
+                    left.push(format!("what somebody else had made of {path} lies in {place}"));
                 }
             }
             Entry::Generated { path, before, after } => {
@@ -271,6 +292,7 @@ fn backwards(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<Left, SetupErr
                     true => added.clone(),
                     false => packages::came(&packages::list(means)?, before, named),
                 };
+                keep_program(means);
                 // A purge of the package takes its settings along, which are the owner's when they are still here.
                 let verb = if has_settings(means)? { "remove" } else { "purge" };
                 let kept = packages::purge(means, &added, verb)?;
@@ -293,6 +315,25 @@ fn backwards(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<Left, SetupErr
         })?;
     }
     Ok(left)
+}
+
+/// From here on the package is taken away, and the program with it: where the power fails meanwhile, somebody must be able
+/// to go on. A host without room for it loses only that.
+fn keep_program(means: Means<'_>) {
+    let Ok(Some(program)) = means.files.read("/proc/self/exe") else { return };
+    let kept = means.files.read(places::PROGRAM).is_ok_and(|kept| kept.as_ref() == Some(&program));
+    if kept {
+        return;
+    }
+    match means.files.write(places::PROGRAM, &program, means.files.mine(0o700)) {
+        Ok(()) => {
+            let text =
+                format!("The packages go now. Should that be cut off: sudo {} uninstall", places::PROGRAM);
+            means.person.tell(&progress::Event::Note(text.clone()));
+            say(means, &text);
+        }
+        Err(error) => say(means, &format!("uninstall: the program is not kept: {error}{}", error.causes())),
+    }
 }
 
 /// For a generated file: the place of the first of the settings that it was made from, while they are not taken back.

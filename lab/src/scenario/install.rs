@@ -119,9 +119,10 @@ pub(super) fn power_cuts(machine: &mut Machine) -> Result<()> {
     owner::prepare(machine)?;
     let before = State::of(machine)?;
     for (step, after) in CUTS {
-        let earlier = beginnings(machine, step)?;
+        let line = format!("{step}: begun");
+        let earlier = times(machine, &line)?;
         owner::begins(machine, "--yes")?;
-        cut_in(machine, step, earlier, after)
+        cut_at(machine, &line, earlier, after)
             .with_context(|| format!("{} ms into step {step}", after.as_millis()))?;
         say(format!("the power failed {} ms into step {step}", after.as_millis()));
     }
@@ -131,22 +132,36 @@ pub(super) fn power_cuts(machine: &mut Machine) -> Result<()> {
     let zeroes = machine.remote.run("grep -qaP '\\x00' /var/log/qudata/install.log", QUICK)?;
     ensure!(zeroes.status.code() == Some(1), "the power cuts left zeroes in the log, or there is none");
     ensure_rents(machine, "after-cuts")?;
-    uninstall(machine, "--purge")?;
+    cut_off_uninstall(machine)?;
     machine.reset_hard()?;
     State::of(machine)?.ensure_same(&before, &[]).context("after uninstall")
 }
 
-/// How often the step has begun; the log keeps what earlier lines did.
-fn beginnings(machine: &Machine, step: &str) -> Result<u32> {
-    let script = format!("grep -cs '^{step}: begun' /var/log/qudata/install.log || true");
+/// The power is cut while apt takes the packages away, and the program that was kept finishes.
+fn cut_off_uninstall(machine: &mut Machine) -> Result<()> {
+    let line = "The packages go now";
+    let begin = "systemd-run --quiet --collect --unit=lab-line qudata-agent uninstall --yes --purge";
+    machine.remote.must(begin, QUICK)?;
+    cut_at(machine, line, 0, Duration::from_secs(4)).context("while the packages go")?;
+    let left = machine.remote.must(
+        "dpkg-query -W -f '${Package} ${db:Status-Status}\\n' 'qemu*' passt qudata-agent 2>/dev/null || true",
+        QUICK,
+    )?;
+    say(format!("the power failed while the packages went; left: {}", left.trim().replace('\n', ", ")));
+    machine.remote.must("/var/lib/qudata/setup/qudata-agent uninstall --yes --purge", UNINSTALL).map(drop)
+}
+
+/// How often the log has this line; it keeps what earlier lines did.
+fn times(machine: &Machine, line: &str) -> Result<u32> {
+    let script = format!("grep -cs '^{line}' /var/log/qudata/install.log || true");
     let count = machine.remote.must(&script, QUICK)?;
     Ok(count.trim().parse().unwrap_or(0))
 }
 
-/// Waits until the step has begun once more than `earlier`, cuts the power `after` that and waits for the server.
-fn cut_in(machine: &mut Machine, step: &str, earlier: u32, after: Duration) -> Result<()> {
+/// Waits until the log has the line once more than `earlier`, cuts the power `after` that and waits for the server.
+fn cut_at(machine: &mut Machine, line: &str, earlier: u32, after: Duration) -> Result<()> {
     let script = format!(
-        "for i in $(seq 6000); do [ \"$(grep -cs '^{step}: begun' /var/log/qudata/install.log)\" -gt {earlier} ] 2>/dev/null && exit 0; \
+        "for i in $(seq 6000); do [ \"$(grep -cs '^{line}' /var/log/qudata/install.log)\" -gt {earlier} ] 2>/dev/null && exit 0; \
          systemctl is-active --quiet lab-line || exit 1; sleep 0.1; done; exit 1"
     );
     let seen = machine.remote.run(&script, CONTINUED)?;
@@ -154,7 +169,7 @@ fn cut_in(machine: &mut Machine, step: &str, earlier: u32, after: Duration) -> R
         let log = machine
             .remote
             .run("tail -n 20 /var/log/qudata/install.log; journalctl -u lab-line -n 20", QUICK)?;
-        anyhow::bail!("the step never began: {}", log.stdout);
+        anyhow::bail!("{line:?} is not in the log: {}", log.stdout);
     }
     std::thread::sleep(after);
     machine.reset_hard()

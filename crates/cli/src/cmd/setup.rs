@@ -7,12 +7,12 @@ use std::path::Path;
 
 use qudata_setup::{
     SecretString,
-    error::{AGAIN, Code, SetupError},
+    error::{AGAIN, Code, SetupError, UNINSTALL},
     files::{Files, Open},
     hands::SystemHands,
     install::{self, Job, Outcome},
     outside::Means,
-    places, text,
+    text,
     uninstall::{self, Removal},
     wish::Wish,
 };
@@ -29,8 +29,6 @@ use crate::{
 
 /// Where a key may be given without anybody seeing it.
 const KEY: &str = "QUDATA_API_KEY";
-/// Where the program is once the package is installed.
-const INSTALLED: &str = "/usr/bin/qudata-agent";
 /// Of a key file, so much is read.
 const LONGEST_KEY: usize = 512;
 
@@ -147,25 +145,14 @@ fn told(error: SetupError) -> Failure {
         Code::BadSettings => Exit::Usage,
         _ => Exit::Failed,
     };
-    let kept = [INSTALLED, places::WISH, places::API_KEY].iter().all(|path| Path::new(path).exists());
-    let next = next_of(&error, kept);
+    let next = text::next_command(&error, &Files::below("/", Box::new(Open)));
     let sentence = format!("{error}{}. {}\nNext: {next}", error.causes(), error.remedy);
     Failure::new(exit, sentence)
 }
 
-/// The line that the owner typed, whose options count; `--continue` has them where they and the key are kept.
-fn next_of(error: &SetupError, kept: bool) -> String {
-    match error.next.strip_prefix(AGAIN) {
-        Some("") if kept => format!("{AGAIN} --continue"),
-        Some("") => "the same line again".to_owned(),
-        Some(options) => format!("the same line again, with{options}"),
-        None => error.next.clone(),
-    }
-}
-
 /// As [`told`], where nothing is installed but taken back.
 fn told_of_removal(error: SetupError) -> Failure {
-    told(if error.next == AGAIN { error.next("qudata-agent uninstall") } else { error })
+    told(if error.next == AGAIN { error.next(UNINSTALL) } else { error })
 }
 
 #[cfg(test)]
@@ -191,15 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_command_is_one_that_is_there() {
-        let error = SetupError::new(Code::MirrorDown, "x", "y");
-        assert_eq!(next_of(&error, true), "qudata-agent install --continue");
-        assert_eq!(next_of(&error, false), "the same line again");
-        let error = error.next("qudata-agent install --offline");
-        assert_eq!(next_of(&error, false), "the same line again, with --offline");
-        assert_eq!(next_of(&error, true), "the same line again, with --offline");
-        let error = error.next("df -h /var");
-        assert_eq!(next_of(&error, false), "df -h /var");
+    fn a_removal_that_failed_is_typed_again() {
         let error = SetupError::file("remove", "/etc/x", std::io::Error::other("read-only"));
         assert!(told_of_removal(error).sentence.ends_with("Next: qudata-agent uninstall"));
     }

@@ -47,19 +47,18 @@ impl Run<'_, '_> {
             if gpus.is_empty() { "none".into() } else { gpus.join(", ") }
         ));
         if let KeyVerdict::Unreachable(why) =
-            check_key(self.means, &observed, self.wish.offline, self.key()?.as_ref())?
+            check_key(self.means, &observed, self.offline(), key(self.means, self.job)?.as_ref())?
         {
-            course.warn(format!("the control plane does not answer ({why}); --offline says to go on"));
+            course
+                .warn(format!("the control plane does not answer ({why}); the agent registers when it does"));
         }
         Ok(End::Done)
     }
 
-    /// The key that was given, or the one on the host.
-    fn key(&self) -> Result<Option<SecretString>, SetupError> {
-        if let Some(key) = self.job.key {
-            return Ok(Some(key.clone()));
-        }
-        Ok(self.means.files.text(places::API_KEY)?.map(|text| text.trim().into()))
+    /// The control plane need not answer: so the owner said, or the host goes on by itself after its restart, when nobody is
+    /// there to say it and the network may still be coming up.
+    fn offline(&self) -> bool {
+        self.wish.offline || self.job.wish.is_none()
     }
 
     pub(super) fn package(&mut self, course: &mut Course<'_>) -> Result<End, SetupError> {
@@ -94,7 +93,7 @@ impl Run<'_, '_> {
     pub(super) fn settings(&mut self, course: &mut Course<'_>) -> Result<End, SetupError> {
         let (observed, plan) = self.look(course)?;
         // The service could not be asked before the package brought what to ask with.
-        check_key(self.means, &observed, self.wish.offline, self.key()?.as_ref())?;
+        check_key(self.means, &observed, self.offline(), key(self.means, self.job)?.as_ref())?;
         let mut changed = false;
         if plan.of(Step::Settings).next().is_some() {
             course.kept.restart_owed = true;
@@ -347,6 +346,14 @@ fn ticker<'c>(course: &'c Course<'_>, step: Step) -> impl FnMut(Tick) + 'c {
         last = mark;
         course.show(&Event::Tick(step.name(), tick, further));
     }
+}
+
+/// The key that was given, or the one on the host.
+pub(super) fn key(means: Means<'_>, job: &Job<'_>) -> Result<Option<SecretString>, SetupError> {
+    if let Some(key) = job.key {
+        return Ok(Some(key.clone()));
+    }
+    Ok(means.files.text(places::API_KEY)?.map(|text| text.trim().into()))
 }
 
 /// Asks the service whether it takes the key, before anything is changed for nothing.

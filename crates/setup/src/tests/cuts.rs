@@ -104,6 +104,7 @@ fn a_removal_that_is_cut_anywhere_is_finished_by_the_same_line() {
             break;
         }
         cuts += 1;
+        assert!(world.can_be_taken_back(), "cut at {effect}: no program is left");
         world.cut_after(None);
         world.uninstall(true).unwrap();
         assert_eq!(differences(&before, &tree(world.host.root())), Vec::<String>::new(), "cut at {effect}");

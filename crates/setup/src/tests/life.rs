@@ -7,7 +7,7 @@ use qudata_testkit::pci::Device;
 use super::world::{GPU, KEY, World, differences, tree, usual, wish, world};
 use crate::{
     install::Outcome,
-    outside::Tenant,
+    outside::{KeyVerdict, Tenant},
     places,
     progress::Event,
     wish::{RebootWay, Wish},
@@ -337,4 +337,63 @@ fn a_card_that_is_rented_is_not_promised_to_be_tried() {
     assert!(!world.commands.borrow().iter().any(|c| c.starts_with("selftest")));
     let said = format!("{:?}", world.events.borrow());
     assert!(said.contains("tried out another time") && said.contains(GPU), "{said}");
+}
+
+#[test]
+fn a_control_plane_that_is_silent_after_the_restart_ends_nothing() {
+    let world = usual();
+    assert_eq!(world.install(wish()).unwrap(), Outcome::Rebooting);
+    world.reboot();
+    world.verdict.replace(KeyVerdict::Unreachable("no route".into()));
+    assert_eq!(world.go_on().unwrap(), Outcome::Ready { changed: true });
+    let warned = |event: &Event| matches!(event, Event::Warning(text) if text.contains("no route"));
+    assert!(world.events.borrow().iter().any(warned));
+}
+
+#[test]
+fn options_that_are_refused_are_not_gone_on_with() {
+    let world = usual();
+    assert_eq!(world.install(wish()).unwrap(), Outcome::Rebooting);
+    let kept = world.text(places::WISH);
+    let wrong = Wish { settings: vec![("vm_cpuss".into(), "4".into())], ..wish() };
+    assert_eq!(world.install(wrong).unwrap_err().code.as_str(), "bad_settings");
+    world.verdict.replace(KeyVerdict::Refused(401));
+    let other = Wish { skip_selftest: true, ..wish() };
+    assert_eq!(world.install(other).unwrap_err().code.as_str(), "bad_key");
+    assert_eq!(world.text(places::WISH), kept);
+}
+
+#[test]
+fn what_the_owner_wrote_into_our_files_is_kept_when_they_go() {
+    let world = finished();
+    let edited = format!("{}# mine\n", world.text(places::SETTINGS).unwrap());
+    world.file(places::SETTINGS, &edited);
+    let again = Wish { settings: vec![("region".into(), "ru2".into())], ..wish() };
+    assert_eq!(world.install(again).unwrap(), Outcome::Ready { changed: true });
+    assert!(world.text(places::SETTINGS).unwrap().contains("# mine"));
+    let left = world.uninstall(true).unwrap();
+    let [line] = left.as_slice() else { panic!("{left:?}") };
+    let place = line.rsplit(' ').next().unwrap();
+    assert_eq!(world.text(place).unwrap(), edited, "{line}");
+    assert!(!world.host.path("etc/qudata").exists());
+}
+
+#[test]
+fn entries_of_systemd_boot_of_later_kernels_forget_our_parameters() {
+    let world = usual();
+    fs::remove_dir_all(world.host.path("boot/grub")).unwrap();
+    let entry = |words: &str| {
+        format!("title Debian\nversion 6.9\nlinux /b\noptions root=/dev/sda1 ro quiet{words}\n")
+    };
+    world.file("boot/efi/loader/entries/a.conf", &entry(""));
+    for (path, text) in [("lib/modules/6.1/kernel", ""), ("boot/vmlinuz-6.1", "")] {
+        world.file(path, text);
+    }
+    let before = tree(world.host.root());
+    world.install(wish()).unwrap();
+    world.file("boot/efi/loader/entries/b.conf", &entry(" intel_iommu=on iommu=pt"));
+    world.uninstall(true).unwrap();
+    assert_eq!(world.text("boot/efi/loader/entries/b.conf").unwrap(), entry(""));
+    let changed = differences(&before, &tree(world.host.root()));
+    assert!(changed.iter().all(|line| line.contains("b.conf")), "{changed:?}");
 }

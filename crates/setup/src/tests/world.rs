@@ -69,6 +69,10 @@ impl Gate for FuseGate {
     fn settle(&self, _file: &fs::File) -> io::Result<()> {
         Ok(())
     }
+
+    fn settle_all(&self, _dir: &fs::File) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The host and everything around it.
@@ -107,6 +111,7 @@ pub(super) fn world(devices: Vec<Device>) -> World {
     file("etc/os-release", "ID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n");
     file("proc/cpuinfo", "vendor_id\t: GenuineIntel\nflags\t\t: fpu vmx sse\n");
     file("proc/meminfo", "MemTotal:       65536000 kB\n");
+    file("proc/self/exe", "the program");
     file("proc/cmdline", "BOOT_IMAGE=/vmlinuz root=/dev/sda1 ro quiet\n");
     file("proc/sys/kernel/random/boot_id", "boot-0\n");
     file("sys/firmware/acpi/tables/DMAR", "");
@@ -230,6 +235,12 @@ impl World {
                 fs::create_dir_all(self.host.path(format!("sys/kernel/iommu_groups/{group}"))).unwrap();
             }
         }
+    }
+
+    /// Whether the removal that was cut off can be finished: nothing is left of it, or a program is there.
+    pub(super) fn can_be_taken_back(&self) -> bool {
+        let program = self.version.borrow().is_some() || self.text(places::PROGRAM).is_some();
+        program || self.text(places::MANIFEST).is_none()
     }
 
     fn wanted(&self, unit: &str) -> PathBuf {
