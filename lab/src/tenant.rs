@@ -1,7 +1,7 @@
 //! One instance on the server, ordered and used as a renter would. Called by scenarios.
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::agent;
@@ -134,6 +134,19 @@ impl<'a> Tenant<'a> {
             bail!("after DELETE, showing {} was refused with {said:?}", self.name);
         }
         Ok(taken)
+    }
+
+    /// Deletes it, unless a deletion that was accepted before is finished meanwhile.
+    pub(crate) fn delete_if_there(self) -> Result<()> {
+        let line = format!("qudata-agent instance delete {} --yes", quoted(&self.name));
+        let said = self.machine.remote.run(&line, DELETE)?;
+        ensure!(
+            said.status.success() || said.stderr.contains("there is no "),
+            "deleting {}: {}",
+            self.name,
+            said.stderr.trim()
+        );
+        Ok(())
     }
 
     fn line(&self, verb: &str, more: &[&str]) -> String {

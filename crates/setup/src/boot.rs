@@ -17,6 +17,9 @@ use crate::{
 /// Looking for other systems may take a while on hosts with many disks.
 const DEADLINE: Duration = Duration::from_secs(300);
 
+/// All parameters that an installation may add.
+pub const ADDED: [&str; 2] = ["intel_iommu=on", "iommu=pt"];
+
 /// The boot loader as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Loader {
@@ -196,8 +199,8 @@ fn run(means: Means<'_>, loader: &Loader) -> Result<(), SetupError> {
     outputs(means.files, loader)?.iter().try_for_each(|path| means.files.settle_around(path))
 }
 
-/// The kernel's parameters that came into entries of systemd-boot with the installation: what its file says and said
-/// neither before nor, where there was none, in any entry.
+/// The kernel's parameters that came into entries of systemd-boot with the installation: of those that it may add, what its
+/// file says and said neither before nor, where there was none, in any entry.
 ///
 /// # Errors
 /// When a file is there and cannot be read.
@@ -221,20 +224,25 @@ pub fn ours(ledger: &Ledger<'_>, files: &Files) -> Result<Vec<String>, SetupErro
             before.extend(cmdline::entry_words(&text));
         }
     }
-    Ok(cmdline::words(&line).into_iter().filter(|word| !before.contains(word)).collect())
+    let added = |word: &String| ADDED.contains(&word.as_str()) && !before.contains(word);
+    Ok(cmdline::words(&line).into_iter().filter(added).collect())
 }
 
 /// Takes `params` out of the entries of systemd-boot that still say them: of kernels that came after the installation.
-/// Those entries.
+/// Those entries. What the file says that they are made of is the owner's by now.
 ///
 /// # Errors
 /// When one cannot be read or written.
 pub fn forget(files: &Files, params: &[String]) -> Result<Vec<String>, SetupError> {
+    let said = cmdline::words(&files.text(places::KERNEL_CMDLINE)?.unwrap_or_default());
+    let params: Vec<String> = params.iter().filter(|param| !said.contains(param)).cloned().collect();
     let mut changed = Vec::new();
-    let entries = if params.is_empty() { Vec::new() } else { entries(files)? };
-    for path in entries {
+    if params.is_empty() {
+        return Ok(changed);
+    }
+    for path in entries(files)? {
         let (Some(text), Some(look)) = (files.text(&path)?, files.look(&path)?) else { continue };
-        let without = cmdline::entry_without(&text, params);
+        let without = cmdline::entry_without(&text, &params);
         if without != text {
             files.write(&path, without.as_bytes(), crate::files::Look { mtime: None, ..look })?;
             changed.push(path);

@@ -182,9 +182,7 @@ pub(super) fn agent_killed(machine: &mut Machine) -> Result<()> {
         machine.remote.must(&delete, QUICK)?;
         agent::kill(machine).with_context(|| format!("{moment} ms into delete"))?;
         say(format!("{moment} ms: VM {boot:?}"));
-        if machine.remote.run("qudata-agent instance show struck --json", QUICK)?.status.success() {
-            Tenant::known(machine, "struck").delete()?;
-        }
+        tenant.delete_if_there()?;
         ensure_returned(machine, &functions, &drivers)
             .with_context(|| format!("after a kill {moment} ms into create and delete"))?;
     }

@@ -99,11 +99,7 @@ pub(super) fn delete(machine: &mut Machine) -> Result<()> {
         let struck = strike.disarm()?;
         ensure!(struck || answered, "DELETE failed without a strike");
         // Accepted before the strike: it is finished; not accepted: it can be said again.
-        if machine.remote.run("qudata-agent instance show struck --json", QUICK)?.status.success() {
-            // Unless it was accepted and is finished meanwhile.
-            let said = machine.remote.run("qudata-agent instance delete struck --yes", BOOTING)?;
-            ensure!(said.status.success() || said.stderr.contains("there is no "), "{}", said.stderr);
-        }
+        tenant.delete_if_there()?;
         Ok(struck)
     })
 }

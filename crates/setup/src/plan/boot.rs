@@ -9,7 +9,7 @@ use qudata_host::pci::PciAddress;
 
 use super::{Change, Plan, file};
 use crate::{
-    boot::Loader,
+    boot::{ADDED, Loader},
     cmdline::value,
     error::{Code, SetupError},
     observe::{Maker, Observed},
@@ -135,9 +135,10 @@ fn missing(observed: &Observed, wish: &Wish) -> Vec<String> {
     if !is_intel(observed) || works_by_itself || no_gpu || configured("intel_iommu") {
         return Vec::new();
     }
-    let mut params = vec!["intel_iommu=on".to_owned()];
+    let [on, pass_through] = ADDED.map(str::to_owned);
+    let mut params = vec![on];
     if !configured("iommu") && !configured("iommu.passthrough") {
-        params.push("iommu=pt".to_owned());
+        params.push(pass_through);
     }
     params
 }

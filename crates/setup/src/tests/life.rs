@@ -396,4 +396,15 @@ fn entries_of_systemd_boot_of_later_kernels_forget_our_parameters() {
     assert_eq!(world.text("boot/efi/loader/entries/b.conf").unwrap(), entry(""));
     let changed = differences(&before, &tree(world.host.root()));
     assert!(changed.iter().all(|line| line.contains("b.conf")), "{changed:?}");
+
+    // What the owner wrote into the file since is left, and so is what is made of it.
+    fs::remove_file(world.host.path("boot/efi/loader/entries/b.conf")).unwrap();
+    world.install(wish()).unwrap();
+    let line = world.text(places::KERNEL_CMDLINE).unwrap();
+    world.file(places::KERNEL_CMDLINE, &format!("{} mitigations=off\n", line.trim_end()));
+    world.file("boot/efi/loader/entries/b.conf", &entry(" intel_iommu=on iommu=pt mitigations=off"));
+    let left = world.uninstall(true).unwrap();
+    assert!(left.iter().any(|line| line.contains(places::KERNEL_CMDLINE)), "{left:?}");
+    let kept = world.text("boot/efi/loader/entries/b.conf").unwrap();
+    assert_eq!(kept, entry(" intel_iommu=on iommu=pt mitigations=off"));
 }
