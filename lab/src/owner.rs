@@ -14,7 +14,7 @@ const QUICK: Duration = Duration::from_secs(60);
 /// Reading and hashing a whole server takes a minute of an emulated processor.
 const LOOK: Duration = Duration::from_secs(300);
 /// The goal for an installation whose image is at hand is ten minutes; a busy machine gets twice that.
-const INSTALL: Duration = Duration::from_secs(1200);
+pub(crate) const INSTALL: Duration = Duration::from_secs(1200);
 /// Where the release and the control plane listen.
 pub(crate) const RELEASE: &str = "127.0.0.1:8480";
 const SERVICE: &str = "127.0.0.1:8490";
@@ -38,14 +38,18 @@ pub(crate) fn prepare(machine: &Machine) -> Result<()> {
     Ok(())
 }
 
+/// The image of the lab.
+pub(crate) const IMAGE: &str = "--image /lab/images/quick.qcow2";
+/// What an emulated server needs: OVMF does not run there, and a boot takes minutes.
+pub(crate) const EMULATED: &str = "--set firmware=direct --set ready_timeout=900";
+
 /// The line an owner types, with these words behind it.
 pub(crate) fn line(key: &str, words: &str) -> String {
     // A story may name another one.
-    let image = if words.contains("--image") { "" } else { "--image /lab/images/quick.qcow2" };
+    let image = if words.contains("--image") { "" } else { IMAGE };
     format!(
         "curl -fsSL http://{RELEASE}/install.sh | QUDATA_RELEASE_URL=http://{RELEASE} bash -s -- {key} \
-         --service-url http://{SERVICE}/v0 {image} --set tunnel=none --set firmware=direct \
-         --set ready_timeout=900 {words}"
+         --service-url http://{SERVICE}/v0 {image} --set tunnel=none {EMULATED} {words}"
     )
 }
 

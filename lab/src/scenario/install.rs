@@ -14,6 +14,8 @@ use crate::voice::say;
 const QUICK: Duration = Duration::from_secs(60);
 /// Self-test and start of the agent after a restart of the server.
 const CONTINUED: Duration = Duration::from_secs(900);
+/// The goal for `doctor`.
+const DOCTOR_MS: u64 = 3000;
 const UNINSTALL: Duration = Duration::from_secs(600);
 const RESTART: Duration = Duration::from_secs(600);
 
@@ -99,6 +101,40 @@ pub(super) fn fresh(machine: &mut Machine) -> Result<()> {
     uninstall(machine, "--purge")?;
     machine.reset_hard()?;
     State::of(machine)?.ensure_same(&before, &[]).context("after uninstall")
+}
+
+/// What the README tells an owner to type, word for word but for the image and what emulation needs.
+pub(super) fn from_a_folder(machine: &mut Machine) -> Result<()> {
+    owner::prepare(machine)?;
+    let before = State::of(machine)?;
+    let line = format!(
+        "cd {} && bash install.sh --from qudata-agent_*_amd64.deb --standalone {} {}",
+        owner::DIST,
+        owner::IMAGE,
+        owner::EMULATED
+    );
+    machine.remote.must(&line, owner::INSTALL)?;
+    wait_until_installed(machine)?;
+
+    let doctor = machine.remote.run("qudata-agent doctor --json", QUICK)?;
+    ensure!(doctor.status.success(), "the doctor finds fault: {}{}", doctor.stdout, doctor.stderr);
+    let report: serde_json::Value = serde_json::from_str(&doctor.stdout)?;
+    let took = report.get("took_ms").and_then(serde_json::Value::as_u64);
+    say(format!("the doctor took {took:?} ms"));
+    ensure!(took.is_some_and(|ms| ms <= DOCTOR_MS), "the goal is {DOCTOR_MS} ms");
+    let tested = machine.remote.must("qudata-agent doctor selftest", CONTINUED)?;
+    for slot in [slot::A, slot::B] {
+        let address = gpu::only(machine, slot)?;
+        ensure!(tested.contains(&address), "the self-test is silent about {address}: {tested}");
+    }
+    machine.remote.must("qudata-agent image list", QUICK)?;
+
+    let said = machine.remote.must("qudata-agent uninstall", UNINSTALL)?;
+    ensure!(said.contains("/var/lib/qudata is kept"), "it does not say what is kept: {said}");
+    machine.reset_hard()?;
+    let data = ["dir var/lib/qudata", "file var/lib/qudata", "link var/lib/qudata", "sha256 var/lib/qudata"];
+    State::of(machine)?.ensure_same(&before, &data).context("after uninstall")?;
+    machine.remote.must("ls /var/lib/qudata/images/*.qcow2", QUICK).context("the images are kept").map(drop)
 }
 
 /// Steps and for how long they run before the power fails. The long ones are hit early and late: while a package is

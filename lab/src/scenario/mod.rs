@@ -256,6 +256,13 @@ pub(crate) const ALL: &[Scenario] = &[
         run: install::fresh,
     },
     Scenario {
+        name: "install_from_a_folder",
+        about: "without a network or a control plane, as the README says: install, doctor, self-test, and back with the data kept",
+        long: true,
+        shape: L1::fresh,
+        run: install::from_a_folder,
+    },
+    Scenario {
         name: "install_power_cuts",
         about: "the power fails in every step of the installation; the same line finishes it",
         long: true,
