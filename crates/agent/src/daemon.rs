@@ -34,6 +34,7 @@ use crate::{
         self, Api,
         sockets::{self, ListenError},
     },
+    images,
     instances::Instances,
     launching::choose_launcher,
     outside,
@@ -115,14 +116,9 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     }
     let paths = Paths::new(&settings.data_dir, &settings.vm_run_dir, &settings.log_dir);
     make_dirs(&paths)?;
-    check_programs(&settings)?;
-    let Opened { store, records, gpus, set_aside } =
-        open_store(&paths.store()).await.map_err(DaemonError::Store)?;
-    // Tenants of an earlier agent are taken over whatever the probe says; it must not hold them up either.
+    let (opened, missing) = open(&settings, &paths).await?;
+    let Opened { store, records, gpus, set_aside } = opened;
     let tenants = !records.is_empty();
-    if !tenants {
-        check_kvm(&settings, paths.run()).await?;
-    }
     let tcp = sockets::listen_tcp(settings.listen, settings.agent_port).await.map_err(DaemonError::Listen)?;
     let port = tcp.local_addr().map_err(cannot("read the API's port"))?.port();
     let unix = sockets::listen_unix(&paths.socket()).await.map_err(DaemonError::Listen)?;
@@ -139,6 +135,9 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
         .map_err(cannot("install the network policy that keeps guests away from this host"))?;
     let mut problems: Vec<Problem> = set_aside.into_iter().map(|path| store_set_aside(&path)).collect();
     problems.extend(unconfined);
+    problems.extend(missing.map(|error| nothing_new("program_missing", &error)));
+    let noted = images::note_user(&site.settings.image_dir, &site.paths.instances());
+    problems.extend(noted.err().map(|error| images::not_noted(&error)));
     let instances = Instances::new(site.clone(), port);
     let held = records.iter().flat_map(|record| record.leases.gpus.iter().copied()).collect();
     problems.extend(recovery::recover(&site, records, &instances).await);
@@ -172,6 +171,24 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     }
     tracing::info!("stopped; VMs live on");
     Ok(())
+}
+
+/// Opens the store, and looks whether this host can start VMs. Tenants of an earlier agent are taken over whatever is
+/// missing, which is told then; without any it is a reason not to start.
+async fn open(settings: &Settings, paths: &Paths) -> Result<(Opened, Option<DaemonError>), DaemonError> {
+    let mut missing = check_programs(settings).err();
+    if let Some(error) = missing.take_if(|_| !paths.store().exists()) {
+        return Err(error);
+    }
+    let opened = open_store(&paths.store()).await.map_err(DaemonError::Store)?;
+    if opened.records.is_empty() {
+        if let Some(error) = missing {
+            return Err(error);
+        }
+        check_kvm(settings, paths.run()).await?;
+        return Ok((opened, None));
+    }
+    Ok((opened, missing))
 }
 
 /// Opens the store, with patience: a child that a killed agent was just starting holds the inherited lock until its own
@@ -227,15 +244,19 @@ fn check_programs(settings: &Settings) -> Result<(), DaemonError> {
 /// With tenants on the host a KVM that does not work is a problem to show, not a reason to leave them alone.
 async fn tell_of_kvm(site: Arc<Site>, instances: Instances) {
     if let Err(error) = check_kvm(&site.settings, site.paths.run()).await {
-        let message = qudata_host::causes::chain(&error);
-        tracing::error!(message, "new VMs will not start");
-        instances.report(vec![Problem {
-            code: "kvm_unusable".to_owned(),
-            message,
-            remedy: "VMs that run are not affected; do what the message says before you start new ones"
-                .to_owned(),
-            since: jiff::Timestamp::now(),
-        }]);
+        instances.report(vec![nothing_new("kvm_unusable", &error)]);
+    }
+}
+
+fn nothing_new(code: &str, error: &DaemonError) -> Problem {
+    let message = qudata_host::causes::chain(error);
+    tracing::error!(message, "new VMs will not start");
+    Problem {
+        code: code.to_owned(),
+        message,
+        remedy: "VMs that run are not affected; do what the message says before you start new ones"
+            .to_owned(),
+        since: jiff::Timestamp::now(),
     }
 }
 

@@ -5,6 +5,7 @@ pub mod control_plane;
 pub mod daemon;
 pub mod gpus;
 pub mod http;
+pub mod images;
 pub mod instance;
 pub mod instances;
 pub mod inventory;

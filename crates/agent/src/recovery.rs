@@ -258,6 +258,10 @@ fn find_orphans(site: &Site, known: &[Uuid]) -> Vec<Problem> {
             if id.is_none_or(|id| known.contains(&id)) {
                 continue;
             }
+            // An order that was cut off before it was accepted: there is nothing in it.
+            if std::fs::remove_dir(&path).is_ok() {
+                continue;
+            }
             tracing::warn!(path = %path.display(), "belongs to no instance");
             problems.push(Problem {
                 code: "orphan".to_owned(),

@@ -144,3 +144,39 @@ fn refusals(port: u16, over: &AtomicBool) -> usize {
 fn nothing_runs(agent: &TestAgent) {
     assert_eq!(agent.vm_processes(), []);
 }
+
+/// An agent that did not start because of what only new VMs need would leave its tenants alone.
+#[test]
+fn what_only_new_vms_need_may_be_missing() {
+    let mut agent = blank_agent();
+    let vm = agent.create(&small());
+    agent.wait_for_state(&vm, "booting", SOON);
+    let qemu = agent.qemu(&vm);
+    agent.kill9();
+    // An order that was cut off before it was accepted, and what nobody knows.
+    let instances = agent.data_dir().join("instances");
+    let [cut_off, unknown] = ["01900000-0000-7000-8000-000000000001", "01900000-0000-7000-8000-000000000002"]
+        .map(|id| instances.join(id));
+    std::fs::create_dir(&cut_off).unwrap();
+    std::fs::create_dir(&unknown).unwrap();
+    std::fs::write(unknown.join("disk.qcow2"), "somebody's").unwrap();
+    agent.change("QUDATA_BASE_IMAGE", "/none.qcow2");
+    agent.restart();
+    agent.wait_for_state(&vm, "booting", SOON);
+    assert_eq!(agent.qemu(&vm).identity(), qemu.identity());
+    let problems = agent.call("GET", "/host", None).data()["problems"].to_string();
+    assert!(problems.contains("program_missing") && problems.contains("/none.qcow2"), "{problems}");
+    assert!(!cut_off.exists() && unknown.join("disk.qcow2").exists());
+    assert!(problems.matches("belongs to no instance").count() == 1, "{problems}");
+    let refused = agent.call("POST", "/instances", Some(&small()));
+    assert_eq!((refused.status, refused.code().as_str()), (500, "host_fault"), "{}", refused.text());
+    let folders = std::fs::read_dir(&instances).unwrap().count();
+    assert_eq!(folders, 2, "a refusal left a folder");
+
+    // Without tenants it is a reason not to start.
+    agent.delete(&vm);
+    assert!(agent.terminate().success());
+    let said = agent.refuses(&agent.rival().set("QUDATA_BASE_IMAGE", "/none.qcow2"));
+    assert!(said.stderr.contains("/none.qcow2"), "{}", said.stderr);
+    std::fs::remove_dir_all(&unknown).unwrap();
+}

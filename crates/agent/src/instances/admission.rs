@@ -5,7 +5,9 @@ use std::{collections::BTreeSet, os::unix::fs::MetadataExt, path::Path};
 use jiff::Timestamp;
 use qudata_api::{CreateBody, Created, ErrorCode, InstanceState};
 use qudata_guest::keys::HostKey;
-use qudata_host::{capacity::HostCapacity, causes::chain, pci::PciAddress, port::bindable, size::ByteSize};
+use qudata_host::{
+    capacity::HostCapacity, causes::chain, durable, pci::PciAddress, port::bindable, size::ByteSize,
+};
 use qudata_qemu::{disk, memory::observe_hugepages};
 use uuid::Uuid;
 
@@ -36,14 +38,22 @@ impl Instances {
             Refusal::new(ErrorCode::Internal, "no host key could be made for the guest")
         })?;
         let admission = self.inner.admission.lock().await;
-        let record = self.plan(&wish, &host_key)?;
-        site.store.put(&record).await.map_err(|error| {
+        let id = Uuid::now_v7();
+        let place = site.paths.instance(id, 0).data;
+        self.hold(&place).await?;
+        let record = match self.plan(&wish, &host_key, id) {
+            Ok(record) => record,
+            Err(refusal) => {
+                let _ = std::fs::remove_dir(&place);
+                return Err(refusal);
+            }
+        };
+        if let Err(error) = site.store.put(&record).await {
+            let _ = std::fs::remove_dir(&place);
             tracing::error!(error = %chain(&error), "an instance was not admitted");
-            Refusal::new(
-                ErrorCode::HostFault,
-                "the instance could not be written down; is the host's disk full?",
-            )
-        })?;
+            let why = "the instance could not be written down; is the host's disk full?";
+            return Err(Refusal::new(ErrorCode::HostFault, why));
+        }
         let created = Created {
             ports: record
                 .leases
@@ -61,7 +71,23 @@ impl Instances {
         Ok(created)
     }
 
-    fn plan(&self, wish: &Wish, host_key: &HostKey) -> Result<InstanceRecord, Refusal> {
+    /// Makes the instance's folder, on disk, before anybody looks which base image is current: while it is there and its
+    /// disk does not say over which image it lies, `qudata-image` removes none.
+    async fn hold(&self, place: &Path) -> Result<(), Refusal> {
+        let (place, parent) = (place.to_owned(), self.inner.site.paths.instances());
+        let made = tokio::task::spawn_blocking(move || {
+            durable::create_dir(&place, 0o711)?;
+            durable::sync_dir(&parent).inspect_err(|_| drop(std::fs::remove_dir(&place)))
+        });
+        let fault = |error: &(dyn std::error::Error + 'static)| {
+            tracing::error!(error = %chain(error), "the folder of an instance");
+            let why = "the instance's folder could not be made; is the host's disk full?";
+            Refusal::new(ErrorCode::HostFault, why)
+        };
+        made.await.map_err(|e| fault(&e))?.map_err(|e| fault(&e))
+    }
+
+    fn plan(&self, wish: &Wish, host_key: &HostKey, id: Uuid) -> Result<InstanceRecord, Refusal> {
         let site = &self.inner.site;
         let limits = site.limits();
         let taken = self.taken();
@@ -84,7 +110,6 @@ impl Instances {
         let leases = plan_leases(wish, &taken, &limits, &offer, &ports)?;
         let free = Free { huge: huge(&leases, &offer, &taken), ..plan_free(&host, &taken, &limits) };
         let sizes = plan_sizes(wish, &free, image.virtual_size, &limits)?;
-        let id = Uuid::now_v7();
         let name = self.name(wish, id)?;
         let now = Timestamp::now();
         Ok(InstanceRecord {
