@@ -323,7 +323,7 @@ async fn make_site(
 }
 
 /// One policy per data directory, so that two agents of one host (a test beside the real one) do not meet.
-fn table_name(data: &Path) -> String {
+pub fn table_name(data: &Path) -> String {
     if data == Path::new("/var/lib/qudata") {
         return "qudata".to_owned();
     }

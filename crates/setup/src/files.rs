@@ -168,8 +168,8 @@ impl Files {
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, path: &str, bytes: &[u8], look: Look) -> Result<(), SetupError> {
-        let place = self.at(path);
-        let aside = self.at(&aside(path));
+        let place = self.real(path);
+        let aside = aside(&place);
         let done = (|| {
             self.gate.pass(&format!("write aside {path}"))?;
             let mut file =
@@ -189,7 +189,20 @@ impl Files {
             fs::rename(&aside, &place)?;
             self.sync(place.parent())
         })();
-        done.map_err(|e: io::Error| SetupError::file("write", path, e))
+        done.map_err(|e: io::Error| {
+            // Of a full disk it would hold the last bytes. After a power cut the next removal or restoring takes it away.
+            if self.gate.pass(&format!("remove what was begun of {path}")).is_ok() {
+                let _ = fs::remove_file(&aside);
+            }
+            SetupError::file("write", path, e)
+        })
+    }
+
+    /// Where a file is written: an owner's link stays one, and what it leads to is the file.
+    fn real(&self, path: &str) -> PathBuf {
+        let place = self.at(path);
+        let is_link = fs::symlink_metadata(&place).is_ok_and(|found| found.is_symlink());
+        if is_link { fs::canonicalize(&place).unwrap_or(place) } else { place }
     }
 
     /// Makes a folder; its parent is there. False: it was there already.
@@ -215,8 +228,8 @@ impl Files {
     /// # Errors
     /// Anything but absence.
     pub fn remove(&self, path: &str) -> Result<bool, SetupError> {
-        self.remove_one(&aside(path))?;
-        self.remove_one(path)
+        self.remove_aside(path)?;
+        self.remove_one(path, &self.at(path))
     }
 
     /// Removes what a power cut left beside a file that was being written.
@@ -224,16 +237,16 @@ impl Files {
     /// # Errors
     /// Anything but absence.
     pub fn remove_aside(&self, path: &str) -> Result<(), SetupError> {
-        self.remove_one(&aside(path)).map(drop)
+        self.remove_one(path, &aside(&self.real(path))).map(drop)
     }
 
-    fn remove_one(&self, path: &str) -> Result<bool, SetupError> {
-        if !self.exists(path) {
+    fn remove_one(&self, path: &str, place: &Path) -> Result<bool, SetupError> {
+        if fs::symlink_metadata(place).is_err() {
             return Ok(false);
         }
-        let done = self.gate.pass(&format!("remove {path}")).and_then(|()| {
-            fs::remove_file(self.at(path))?;
-            self.sync(self.at(path).parent())
+        let done = self.gate.pass(&format!("remove {}", place.display())).and_then(|()| {
+            fs::remove_file(place)?;
+            self.sync(place.parent())
         });
         done.map(|()| true).map_err(|e| SetupError::file("remove", path, e))
     }
@@ -307,8 +320,10 @@ impl Files {
 
 /// Where a file is written before it takes its place. One name, so that what a power cut leaves is found again; no
 /// program reads files that end like this.
-fn aside(path: &str) -> String {
-    format!("{path}.qudata-new")
+fn aside(place: &Path) -> PathBuf {
+    let mut name = place.as_os_str().to_owned();
+    name.push(".qudata-new");
+    name.into()
 }
 
 #[cfg(test)]
@@ -338,6 +353,30 @@ mod tests {
         fs::write(dir.path().join("a.qudata-new"), "half").unwrap();
         assert!(!files.remove("/a").unwrap());
         assert!(files.names("/").unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_owners_link_stays_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::below(dir.path(), Box::new(Open));
+        fs::write(dir.path().join("kept.toml"), "theirs").unwrap();
+        std::os::unix::fs::symlink("kept.toml", dir.path().join("agent.toml")).unwrap();
+        files.write("/agent.toml", b"ours", files.mine(0o640)).unwrap();
+        assert!(fs::symlink_metadata(dir.path().join("agent.toml")).unwrap().is_symlink());
+        assert_eq!(files.text("/kept.toml").unwrap().unwrap(), "ours");
+        fs::write(dir.path().join("kept.toml.qudata-new"), "half").unwrap();
+        files.remove_aside("/agent.toml").unwrap();
+        assert_eq!(files.names("/").unwrap(), ["agent.toml", "kept.toml"]);
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::below(dir.path(), Box::new(Open));
+        // Nothing can be renamed over a folder: as good as a disk without room.
+        fs::create_dir(dir.path().join("a")).unwrap();
+        assert!(files.write("/a", b"text", files.mine(0o600)).is_err());
+        assert_eq!(files.names("/").unwrap(), ["a"]);
     }
 
     /// Notes which folders were put on disk.

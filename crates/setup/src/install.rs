@@ -98,8 +98,7 @@ fn locked(means: Means<'_>, job: &Job<'_>) -> Result<Outcome, SetupError> {
     keep_wish(means, &wish)?;
     let mut ledger = Ledger::open(means.files)?;
     // A removal that did not come to its end noted what the settings said; from now on they say it again.
-    if ledger.manifest.data_dir.take().is_some() {
-        ledger.manifest.parameters.clear();
+    if ledger.manifest.noted.take().is_some() {
         ledger.save()?;
     }
     keep_before(means)?;

@@ -131,7 +131,7 @@ impl<'a> Ledger<'a> {
                     after: Vec::new(),
                     secret,
                     done: false,
-                    edited: None,
+                    edited: Vec::new(),
                 });
                 self.manifest.entries.len() - 1
             }
@@ -159,9 +159,9 @@ impl<'a> Ledger<'a> {
         let Some(found) = found else { return Ok(()) };
         let sum = checksum(found);
         let theirs = match self.manifest.entries.get(index) {
-            Some(Entry::File { path, before, after, secret: false, .. }) => {
-                let known =
-                    before.iter().map(|backup| &backup.sha256).chain(after).any(|known| *known == sum);
+            Some(Entry::File { path, before, after, secret: false, edited, .. }) => {
+                let copies = before.iter().chain(edited).map(|backup| &backup.sha256);
+                let known = copies.chain(after).any(|known| *known == sum);
                 (!known).then(|| path.clone())
             }
             _ => None,
@@ -169,7 +169,7 @@ impl<'a> Ledger<'a> {
         let Some(path) = theirs else { return Ok(()) };
         let copy = self.back_up(&path, false)?;
         if let Some(Entry::File { edited, .. }) = self.manifest.entries.get_mut(index) {
-            *edited = copy;
+            edited.extend(copy);
         }
         Ok(())
     }
@@ -231,12 +231,25 @@ impl<'a> Ledger<'a> {
     pub fn outlive(&self, backup: &Backup) -> Result<String, SetupError> {
         let kept = format!("{}/{}", places::BACKUP, backup.name);
         let Some(bytes) = self.files.read(&kept)? else { return Ok(kept) };
+        self.keep_for_good(&backup.name, &bytes)
+    }
+
+    /// Copies a file of somebody else's that goes with a package; where to.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the copy not be written.
+    pub fn keep_theirs(&self, path: &str) -> Result<Option<String>, SetupError> {
+        let Some(bytes) = self.files.read(path)? else { return Ok(None) };
+        self.keep_for_good(&path.trim_start_matches('/').replace('/', "_"), &bytes).map(Some)
+    }
+
+    fn keep_for_good(&self, name: &str, bytes: &[u8]) -> Result<String, SetupError> {
         let time: String = self.manifest.since.chars().filter(char::is_ascii_digit).take(14).collect();
         let dir = format!("/var/backups/qudata-{time}");
         self.files.make_dir("/var/backups", 0o755)?;
         self.files.make_dir(&dir, 0o700)?;
-        let place = format!("{dir}/{}", backup.name);
-        self.files.write(&place, &bytes, self.files.mine(0o600))?;
+        let place = format!("{dir}/{name}");
+        self.files.write(&place, bytes, self.files.mine(0o600))?;
         Ok(place)
     }
 
@@ -368,10 +381,11 @@ mod tests {
         let ledger = Ledger::open(&host.files).unwrap();
         assert_eq!(undo(&ledger), Undone::Restored);
         let edited = ledger.manifest.entries.iter().find_map(|entry| match entry {
-            Entry::File { edited, .. } => edited.as_ref(),
+            Entry::File { edited, .. } => Some(edited.as_slice()),
             _ => None,
         });
-        let place = ledger.outlive(edited.unwrap()).unwrap();
+        let Some([edited]) = edited else { panic!("{edited:?}") };
+        let place = ledger.outlive(edited).unwrap();
         assert!(place.starts_with("/var/backups/qudata-"), "{place}");
         assert_eq!(host.files.text(&place).unwrap().unwrap(), "ours and theirs");
     }

@@ -23,14 +23,22 @@ pub struct Manifest {
     pub salt: String,
     /// Number of the next backup.
     pub next_backup: u32,
-    /// Where the data is, from when taking back begins: the settings that say it are taken back too.
+    /// What the settings say, from when taking back begins: they are taken back too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub data_dir: Option<String>,
-    /// The kernel's parameters that came with it into entries of systemd-boot, from when taking back begins.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub parameters: Vec<String>,
+    pub noted: Option<Noted>,
     /// The changes.
     pub entries: Vec<Entry>,
+}
+
+/// What a removal that was cut off still has to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Noted {
+    /// Where the data is.
+    pub data_dir: String,
+    /// Where the images are.
+    pub image_dir: String,
+    /// The kernel's parameters that came with it into entries of systemd-boot.
+    pub parameters: Vec<String>,
 }
 
 /// A file as it was.
@@ -65,9 +73,9 @@ pub enum Entry {
         secret: bool,
         /// It was written and read back.
         done: bool,
-        /// What somebody else had made of it when it was written anew.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        edited: Option<Backup>,
+        /// What somebody else had made of it each time when it was written anew.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        edited: Vec<Backup>,
     },
     /// Files that the boot loader's own tools make of its settings.
     Generated {
@@ -87,6 +95,9 @@ pub enum Entry {
         /// What apt said that it would install, over all attempts. Anything else came by somebody else.
         #[serde(default)]
         named: Vec<String>,
+        /// What apt was asked for by name, the package itself apart.
+        #[serde(default)]
+        asked: Vec<String>,
         /// apt came to its end.
         done: bool,
     },
@@ -113,8 +124,7 @@ impl Manifest {
             since: jiff::Timestamp::now().to_string(),
             salt: format!("{:032x}", rand::random::<u128>()),
             next_backup: 1,
-            data_dir: None,
-            parameters: Vec::new(),
+            noted: None,
             entries: Vec::new(),
         }
     }

@@ -9,8 +9,12 @@ use secrecy::SecretString;
 
 use crate::{error::SetupError, progress::Event, wish::Wish};
 
-/// Where units of VMs that run have their folders.
-const VM_UNITS: &str = "/sys/fs/cgroup/qudata.slice";
+/// Where units of VMs that run have their folders: with cgroups of version 2, and with those of version 1.
+const VM_UNITS: [&str; 3] = [
+    "/sys/fs/cgroup/qudata.slice",
+    "/sys/fs/cgroup/systemd/qudata.slice",
+    "/sys/fs/cgroup/unified/qudata.slice",
+];
 
 /// An instance on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,7 +147,10 @@ impl Means<'_> {
         let folders = self.files.names(&format!("{data_dir}/instances"))?;
         // A folder that teardown has taken away is none any more.
         let folders = folders.into_iter().filter(|name| !name.contains('.'));
-        let units = self.files.names(VM_UNITS)?;
+        let mut units = Vec::new();
+        for dir in VM_UNITS {
+            units.extend(self.files.names(dir)?);
+        }
         let units = units.iter().filter_map(|unit| {
             let rest = unit.strip_prefix("qudata-vm-")?.strip_suffix("-qemu.service")?;
             rest.rsplit_once('-').map(|(id, _)| id.to_owned())

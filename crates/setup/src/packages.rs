@@ -1,10 +1,14 @@
 //! The package and what comes with it: looking, installing by apt, taking away again. Owns apt's command lines, its
 //! percentages and the meaning of its failures.
 
+mod purge;
+
 use std::{collections::BTreeSet, time::Duration};
 
+pub use self::purge::{Going, purge};
+
 use crate::{
-    error::{Code, SetupError, UNINSTALL},
+    error::{Code, SetupError},
     hands::{Answer, Order, OrderError, failed, must, order},
     ledger::Ledger,
     manifest::Entry,
@@ -55,6 +59,10 @@ pub fn observe(means: Means<'_>, wish: &Wish) -> Result<Versions, SetupError> {
 }
 
 fn no_dpkg(cause: OrderError) -> SetupError {
+    if matches!(cause, OrderError::Late { .. }) {
+        let remedy = "Look what it waits for: a slow line, or another program that installs packages.";
+        return SetupError::new(Code::PackageFailed, "apt or dpkg takes too long", remedy).because(cause);
+    }
     let remedy = "The agent is installed by apt, on Debian 12 or newer and Ubuntu 22.04 or newer.";
     SetupError::new(Code::UnsupportedDistribution, "dpkg does not work on this host", remedy).because(cause)
 }
@@ -82,20 +90,31 @@ fn offered(means: Means<'_>, file: &str) -> Result<String, SetupError> {
 /// # Errors
 /// When dpkg does not tell.
 pub fn list(means: Means<'_>) -> Result<Vec<String>, SetupError> {
-    let query = order("dpkg-query").args(["-W", "-f", "${db:Status-Status} ${binary:Package}\n"]);
-    let answer = must(means.hands, &query).map_err(no_dpkg)?;
-    let names = answer.out.lines().filter_map(|line| line.strip_prefix("installed "));
-    Ok(names.map(str::to_owned).collect())
+    named_by_status(means, |status| status == "installed")
 }
 
 /// Names of all packages of which anything is there, half installed or removed but for their settings.
-fn known(means: Means<'_>) -> Result<BTreeSet<String>, SetupError> {
+///
+/// # Errors
+/// When dpkg does not tell.
+pub fn known(means: Means<'_>) -> Result<Vec<String>, SetupError> {
+    named_by_status(means, |status| status != "not-installed")
+}
+
+fn named_by_status(means: Means<'_>, wanted: fn(&str) -> bool) -> Result<Vec<String>, SetupError> {
     let query = order("dpkg-query").args(["-W", "-f", "${db:Status-Status} ${binary:Package}\n"]);
     let answer = must(means.hands, &query).map_err(no_dpkg)?;
-    let of = |line: &str| {
-        line.split_once(' ').filter(|(status, _)| *status != "not-installed").map(|(_, n)| n.to_owned())
-    };
-    Ok(answer.out.lines().filter_map(of).collect())
+    let named = answer.out.lines().filter_map(|line| line.split_once(' '));
+    Ok(named.filter(|(status, _)| wanted(status)).map(|(_, name)| name.to_owned()).collect())
+}
+
+/// Lets dpkg finish what was cut off.
+///
+/// # Errors
+/// When it cannot be run. What it cannot finish needs to be unpacked again, or goes.
+pub fn finish(means: Means<'_>) -> Result<(), SetupError> {
+    let configure = order("dpkg").args(["--configure", "-a"]).within(DEADLINE);
+    means.hands.run(&configure, &mut |_| {}).map(drop).map_err(no_dpkg)
 }
 
 /// Installs the package in `file` with what it needs, or finishes what an earlier apt began.
@@ -117,12 +136,11 @@ pub fn install(
             before: before.clone(),
             added: Vec::new(),
             named: Vec::new(),
+            asked: Vec::new(),
             done: false,
         })?;
     }
-    let configure = order("dpkg").args(["--configure", "-a"]).within(DEADLINE);
-    // What it cannot finish needs to be unpacked again, which the installation does.
-    means.hands.run(&configure, &mut |_| {}).map_err(no_dpkg)?;
+    finish(means)?;
     if lists_are_old(means) {
         update(means, tick)?;
     }
@@ -178,10 +196,16 @@ fn attempt(
     }
     let inst = answer.out.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
     for entry in &mut ledger.manifest.entries {
-        if let Entry::Packages { named, .. } = entry {
-            named.extend(inst.clone().map(str::to_owned));
-            named.sort();
-            named.dedup();
+        if let Entry::Packages { named, asked, .. } = entry {
+            let words = words.iter().filter(|word| !word.starts_with('/'));
+            for (list, more) in [
+                (named, inst.clone().map(str::to_owned).collect()),
+                (asked, words.cloned().collect::<Vec<_>>()),
+            ] {
+                list.extend(more);
+                list.sort();
+                list.dedup();
+            }
         }
     }
     ledger.save()?;
@@ -365,80 +389,6 @@ fn complaints(words: &str) -> String {
     };
     let lines: Vec<&str> = words.lines().filter(wrong).collect();
     if lines.is_empty() { words.to_owned() } else { lines.join("\n") }
-}
-
-/// Takes the packages away that came with it, by `purge` or `remove`; what could not go, and why.
-///
-/// # Errors
-/// When apt fails.
-pub fn purge(means: Means<'_>, added: &[String], verb: &str) -> Result<Vec<String>, SetupError> {
-    // An earlier removal may have been cut off in the middle of one.
-    means
-        .hands
-        .run(&order("dpkg").args(["--configure", "-a"]).within(DEADLINE), &mut |_| {})
-        .map_err(no_dpkg)?;
-    let there = known(means)?;
-    let mut going: Vec<String> = added.iter().filter(|name| there.contains(*name)).cloned().collect();
-    if going.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut kept = Vec::new();
-    if !stays_within(means, &going, added)? {
-        // Something that the owner installed since needs one of them: only what nothing needs may go.
-        let free = removed_by(means, &["autoremove", "--purge", places::PACKAGE])?;
-        let free: Vec<String> =
-            free.into_iter().filter(|name| going.iter().any(|g| bare(g) == bare(name))).collect();
-        going = if stays_within(means, &free, added)? { free } else { vec![places::PACKAGE.to_owned()] };
-        let stay: Vec<&str> = added
-            .iter()
-            .map(String::as_str)
-            .filter(|name| !going.iter().any(|g| bare(g) == bare(name)))
-            .collect();
-        kept.push(format!(
-            "packages that came with the agent and that others need now are kept: {}",
-            stay.join(", ")
-        ));
-    }
-    if verb == "purge" && going.iter().any(|name| name == places::PACKAGE) {
-        keep_data(means)?;
-    }
-    let order = order("apt-get").args([verb, "-y", "-o", LOCK_WAIT]).args(going).within(DEADLINE);
-    let answer = means.hands.run(&order, &mut |_| {}).map_err(no_dpkg)?;
-    if answer.ok() { Ok(kept) } else { Err(refused_by_apt(&order, &answer).next(UNINSTALL)) }
-}
-
-/// A yes that was preseeded for some other purge must not delete disks in ours. Without debconf nobody asks.
-fn keep_data(means: Means<'_>) -> Result<(), SetupError> {
-    let answer = format!("{0} {0}/remove_data boolean false\n", places::PACKAGE);
-    match must(means.hands, &order("debconf-set-selections").reads(answer.into())) {
-        Err(OrderError::Start { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other.map(drop).map_err(|cause| {
-            let what = "debconf cannot be told to keep the data, so the package was not purged";
-            SetupError::new(Code::PackageFailed, what, "debconf says why.").next(UNINSTALL).because(cause)
-        }),
-    }
-}
-
-/// Whether taking these away takes nothing else away.
-fn stays_within(means: Means<'_>, going: &[String], added: &[String]) -> Result<bool, SetupError> {
-    if going.is_empty() {
-        return Ok(false);
-    }
-    let words: Vec<&str> = std::iter::once("purge").chain(going.iter().map(String::as_str)).collect();
-    let removed = removed_by(means, &words)?;
-    Ok(removed.iter().all(|name| added.iter().any(|known| bare(known) == bare(name))))
-}
-
-/// What apt would take away.
-fn removed_by(means: Means<'_>, words: &[&str]) -> Result<Vec<String>, SetupError> {
-    let order = order("apt-get").args(["-s", "-y"]).args(words.iter().copied());
-    let answer = means.hands.run(&order, &mut |_| {}).map_err(no_dpkg)?;
-    if !answer.ok() {
-        return Err(refused_by_apt(&order, &answer).next(UNINSTALL));
-    }
-    let going =
-        answer.out.lines().filter_map(|line| line.strip_prefix("Purg ").or(line.strip_prefix("Remv ")));
-    Ok(going.filter_map(|rest| rest.split(' ').next()).map(str::to_owned).collect())
 }
 
 /// dpkg writes `libc6:amd64` where apt writes `libc6`.

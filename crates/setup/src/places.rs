@@ -18,6 +18,8 @@ pub const PROGRAM: &str = "/var/lib/qudata/setup/qudata-agent";
 pub const INSTALLED: &str = "/usr/bin/qudata-agent";
 /// Held while an installation or removal runs.
 pub const LOCK: &str = "/var/lib/qudata/setup/lock";
+/// Logs of the agent and of installations.
+pub const LOGS: &str = "/var/log/qudata";
 /// What happened, for people.
 pub const LOG: &str = "/var/log/qudata/install.log";
 /// The agent's settings.

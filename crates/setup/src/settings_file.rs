@@ -108,6 +108,12 @@ pub fn is_set(text: &str, key: &str) -> bool {
     text.parse::<DocumentMut>().is_ok_and(|mut document| place(&mut document, key).is_some())
 }
 
+/// Whether a text can be understood at all.
+#[must_use]
+pub fn is_toml(text: &str) -> bool {
+    text.parse::<DocumentMut>().is_ok()
+}
+
 /// The value of a key in a text, as text.
 #[must_use]
 pub fn text_of(text: &str, key: &str) -> Option<String> {

@@ -18,8 +18,11 @@ use crate::{
 #[must_use]
 pub fn next_command(error: &SetupError, files: &Files) -> String {
     let there = |path: &&str| files.exists(path);
-    if error.next == UNINSTALL && !there(&places::INSTALLED) && there(&places::PROGRAM) {
-        return format!("sudo {} uninstall", places::PROGRAM);
+    if let Some(options) = error.next.strip_prefix(UNINSTALL)
+        && !there(&places::INSTALLED)
+        && there(&places::PROGRAM)
+    {
+        return format!("sudo {} uninstall{options}", places::PROGRAM);
     }
     let kept = [places::INSTALLED, places::WISH, places::API_KEY].iter().all(there);
     match error.next.strip_prefix(AGAIN) {
@@ -226,6 +229,10 @@ mod tests {
         assert_eq!((next("df -h /var"), next(UNINSTALL)), ("df -h /var".into(), UNINSTALL.into()));
         keep(places::PROGRAM);
         assert_eq!(next(UNINSTALL), "sudo /var/lib/qudata/setup/qudata-agent uninstall");
+        assert_eq!(
+            next("qudata-agent uninstall --purge"),
+            "sudo /var/lib/qudata/setup/qudata-agent uninstall --purge"
+        );
         [places::INSTALLED, places::WISH, places::API_KEY].into_iter().for_each(keep);
         assert_eq!(
             (next(AGAIN), next(UNINSTALL)),

@@ -4,17 +4,21 @@
 //! It stops the agent and its tunnel client and nothing else. An entry leaves the list when it is taken back, so that a run
 //! that was cut off is finished by the next one.
 
-use std::time::Duration;
+mod data;
+mod software;
 
+use std::{path::Path, time::Duration};
+
+use qudata_agent_core::daemon::table_name;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
     boot,
-    error::{Code, SetupError},
-    hands::{failed, must, order},
+    error::{AGAIN, Code, SetupError, UNINSTALL},
+    hands::{must, order},
     install::{lock, not_root},
-    ledger::{Ledger, Undone, checksum},
-    manifest::{Backup, Entry, Manifest},
+    ledger::{Ledger, Undone},
+    manifest::{Entry, Manifest, Noted},
     observe,
     outside::{Means, Tenant},
     packages, places, progress, settings_file,
@@ -29,6 +33,13 @@ pub struct Removal {
     pub yes: bool,
     /// Root runs this.
     pub root: bool,
+}
+
+impl Removal {
+    /// `line` with the options that count for a run that goes on.
+    fn line(self, line: &str) -> String {
+        if self.purge { format!("{line} --purge") } else { line.to_owned() }
+    }
 }
 
 /// What is left, in sentences; empty: nothing.
@@ -61,10 +72,12 @@ pub fn describe(means: Means<'_>, removal: Removal) -> Result<String, SetupError
             Entry::Groups { added, .. } => writeln!(text, "remove the groups {}", added.join(" ")),
         };
     }
-    let data = data_dir(means, &manifest)?;
+    let data = noted(means, &manifest)?.data_dir;
     let _ = match removal.purge {
-        true => writeln!(text, "delete all instances, {data} and /var/log/qudata"),
-        false => writeln!(text, "keep {data}"),
+        true => {
+            writeln!(text, "delete all instances, the images, disks and keys in {data}, and {}", places::LOGS)
+        }
+        false => writeln!(text, "keep {data} and {}", places::LOGS),
     };
     text.push_str("\nNothing was changed.\n");
     Ok(text)
@@ -75,6 +88,13 @@ pub fn describe(means: Means<'_>, removal: Removal) -> Result<String, SetupError
 /// # Errors
 /// When instances are in the way, somebody does not agree, or something cannot be taken back yet.
 pub fn uninstall(means: Means<'_>, removal: Removal) -> Result<Left, SetupError> {
+    take_back(means, removal).map_err(|error| {
+        let again = error.next == AGAIN || error.next == UNINSTALL;
+        if again { error.next(removal.line(UNINSTALL)) } else { error }
+    })
+}
+
+fn take_back(means: Means<'_>, removal: Removal) -> Result<Left, SetupError> {
     if !removal.root {
         return Err(not_root("uninstall"));
     }
@@ -85,44 +105,45 @@ pub fn uninstall(means: Means<'_>, removal: Removal) -> Result<Left, SetupError>
     }
     let _lock = lock(means)?;
     let mut ledger = Ledger::open(means.files)?;
-    let data = data_dir(means, &ledger.manifest)?;
+    let mut noted = noted(means, &ledger.manifest)?;
+    let data = noted.data_dir.clone();
     let tenants = means.tenants(&data)?;
+    known_to_the_agent(means, &tenants, &data)?;
     consent(means, removal, &tenants, &data)?;
     say(means, "uninstall: begins");
     for tenant in &tenants {
         means.outside.delete(&tenant.id).map_err(|why| {
             let what = format!("instance {} ({}) cannot be deleted: {why}", tenant.id, tenant.name);
             let next = "systemctl start qudata-agent; qudata-agent instance list";
-            let remedy = "The agent has to run and to know it for that.";
-            SetupError::new(Code::InstancesExist, what, remedy).next(next)
+            SetupError::new(Code::InstancesExist, what, "The agent has to run for that.").next(next)
         })?;
     }
     nobody_left(means, &data)?;
-    if ledger.manifest.data_dir.as_ref() != Some(&data) {
-        ledger.manifest.data_dir = Some(data.clone());
-        ledger.manifest.parameters = boot::ours(&ledger, means.files)?;
+    // An installation that waits for a restart must not go on by itself where its owner is taking it back.
+    means.files.remove(places::WISH)?;
+    if ledger.manifest.noted.is_none() {
+        noted.parameters = boot::ours(&ledger, means.files)?;
+        ledger.manifest.noted = Some(noted.clone());
         ledger.save()?;
     }
     stop(means, &data)?;
-    remove_rules(means)?;
+    remove_rules(means, &data)?;
     // An installation that was cut off has not come so far.
     packages::note_groups(means, &mut ledger)?;
-    let mut left = backwards(means, &mut ledger)?;
-    if !ledger.manifest.entries.is_empty() {
-        return Ok(left);
-    }
-    for path in boot::forget(means.files, &ledger.manifest.parameters)? {
+    let mut left = backwards(means, &mut ledger, removal)?;
+    for path in boot::forget(means.files, &noted.parameters)? {
         say(means, &format!("uninstall: took the parameters out of {path}"));
     }
     sweep(means)?;
     if removal.purge {
         nobody_left(means, &data)?;
-        remove_data(means, &data)?;
-        means.files.remove_tree("/var/log/qudata")?;
+        left.extend(data::remove(means.files, &noted)?);
+        means.files.remove_tree(places::LOGS)?;
     } else {
         say(means, "uninstall: done");
         left.push(format!(
-            "{data} is kept, with images and keys: `rm -r {data}` when nothing in it is needed."
+            "{data} is kept, with images and keys, and {logs} with the logs: `rm -r {data} {logs}` when nothing in them is needed.",
+            logs = places::LOGS
         ));
     }
     means.files.remove_tree(places::STATE)?;
@@ -130,24 +151,9 @@ pub fn uninstall(means: Means<'_>, removal: Removal) -> Result<Left, SetupError>
     Ok(left)
 }
 
-/// The list and the program that goes through it stay to the end, so that a run that is cut off here is finished too.
-fn remove_data(means: Means<'_>, data: &str) -> Result<(), SetupError> {
-    let own = places::STATE.strip_prefix(data).and_then(|rest| rest.strip_prefix('/'));
-    let Some(own) = own else { return means.files.remove_tree(data).map(drop) };
-    for name in means.files.names(data)?.into_iter().filter(|name| name != own) {
-        let path = format!("{data}/{name}");
-        if means.files.is_dir(&path) {
-            means.files.remove_tree(&path)?;
-        } else {
-            means.files.remove(&path)?;
-        }
-    }
-    Ok(())
-}
-
 /// Folders that are nobody's when nothing is in them.
 fn remove_empty(means: Means<'_>) -> Result<(), SetupError> {
-    for dir in ["/var/lib/qudata", "/var/log/qudata"] {
+    for dir in ["/var/lib/qudata", places::LOGS] {
         if means.files.exists(dir) {
             means.files.remove_empty_dir(dir)?;
         }
@@ -159,13 +165,56 @@ fn say(means: Means<'_>, text: &str) {
     progress::log_line(means, text);
 }
 
-/// Where the data is; a run that was cut off may have taken back the settings that said it.
-fn data_dir(means: Means<'_>, manifest: &Manifest) -> Result<String, SetupError> {
-    if let Some(noted) = &manifest.data_dir {
+/// What the settings and the agent's unit say; a run that was cut off may have taken them back.
+fn noted(means: Means<'_>, manifest: &Manifest) -> Result<Noted, SetupError> {
+    if let Some(noted) = &manifest.noted {
         return Ok(noted.clone());
     }
     let text = means.files.text(places::SETTINGS)?.unwrap_or_default();
-    Ok(settings_file::text_of(&text, "data_dir").unwrap_or_else(|| "/var/lib/qudata".into()))
+    if !settings_file::is_toml(&text) {
+        let what = format!("{} is not TOML: where the instances are cannot be known", places::SETTINGS);
+        return Err(SetupError::new(
+            Code::BadSettings,
+            what,
+            "Mend or remove the file; nothing was changed.",
+        )
+        .next(format!("sudo editor {}", places::SETTINGS)));
+    }
+    let show = order("systemctl").args(["show", "-p", "Environment", "--value", places::AGENT_UNIT]);
+    let environment = means.hands.run(&show, &mut |_| {}).map(|answer| answer.out).unwrap_or_default();
+    let said = |key: &str| {
+        let name = format!("QUDATA_{}=", key.to_uppercase());
+        let words = environment.split_whitespace().map(|word| word.trim_matches('"'));
+        let from_unit = words.filter_map(|word| word.strip_prefix(&name)).next_back().map(str::to_owned);
+        let value = from_unit.or_else(|| settings_file::text_of(&text, key))?;
+        let plain = value.trim_end_matches('/');
+        Some(if plain.is_empty() { value } else { plain.to_owned() })
+    };
+    let data_dir = said("data_dir").unwrap_or_else(|| "/var/lib/qudata".into());
+    let image_dir = said("image_dir").unwrap_or_else(|| format!("{data_dir}/images"));
+    Ok(Noted { data_dir, image_dir, parameters: Vec::new() })
+}
+
+/// One that the agent does not know it cannot delete, which is said before any other is.
+fn known_to_the_agent(means: Means<'_>, tenants: &[Tenant], data: &str) -> Result<(), SetupError> {
+    let Some(known) = means.outside.tenants() else { return Ok(()) };
+    let unknown: Vec<&str> = tenants
+        .iter()
+        .filter(|tenant| !known.iter().any(|k| k.id == tenant.id))
+        .map(|tenant| tenant.id.as_str())
+        .collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let what = format!(
+        "this host has {} instance(s) that the agent does not know: {}",
+        unknown.len(),
+        unknown.join(", ")
+    );
+    let remedy = format!(
+        "Nothing was changed. Look whose they are; what nobody needs in {data}/instances is removed by hand."
+    );
+    Err(SetupError::new(Code::InstancesExist, what, remedy).next(format!("sudo ls -l {data}/instances")))
 }
 
 /// Instances are somebody's: they are named, and go only with `--purge` and a yes.
@@ -180,7 +229,7 @@ fn consent(means: Means<'_>, removal: Removal, tenants: &[Tenant], data: &str) -
     if !removal.purge || removal.yes {
         return Ok(());
     }
-    let mut question = format!("Remove {data} with all images and disks?");
+    let mut question = format!("Remove all images, disks and keys in {data}?");
     if !names.is_empty() {
         question = format!("Delete these instances with their disks: {}?\n{question}", names.join(", "));
     }
@@ -239,23 +288,20 @@ fn systemctl(means: Means<'_>, words: &[&str], what: &str) -> Result<(), SetupEr
 }
 
 /// The agent's rules outlive it, for the sake of its VMs, which are none any more.
-fn remove_rules(means: Means<'_>) -> Result<(), SetupError> {
-    let there = means.hands.run(&order("nft").args(["list", "table", "inet", places::GROUP]), &mut |_| {});
+fn remove_rules(means: Means<'_>, data: &str) -> Result<(), SetupError> {
+    let table = table_name(Path::new(data));
+    let there = means.hands.run(&order("nft").args(["list", "table", "inet", &table]), &mut |_| {});
     if !there.is_ok_and(|answer| answer.ok()) {
         return Ok(());
     }
-    must(means.hands, &order("nft").args(["delete", "table", "inet", places::GROUP])).map(drop).map_err(
-        |cause| {
-            let what = "the agent's rules in the firewall cannot be removed";
-            SetupError::new(Code::HostFault, what, "nft says why.")
-                .next("sudo nft list tables")
-                .because(cause)
-        },
-    )
+    must(means.hands, &order("nft").args(["delete", "table", "inet", &table])).map(drop).map_err(|cause| {
+        let what = "the agent's rules in the firewall cannot be removed";
+        SetupError::new(Code::HostFault, what, "nft says why.").next("sudo nft list tables").because(cause)
+    })
 }
 
 /// Goes through the list from its end.
-fn backwards(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<Left, SetupError> {
+fn backwards(means: Means<'_>, ledger: &mut Ledger<'_>, removal: Removal) -> Result<Left, SetupError> {
     let (mut left, mut reload) = (Vec::new(), false);
     while let Some(entry) = ledger.manifest.entries.last().cloned() {
         if let Some(earlier) = settings_before(ledger, &entry) {
@@ -273,9 +319,12 @@ fn backwards(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<Left, SetupErr
                 let undone = ledger.restore(path, before.as_ref(), after, *secret)?;
                 reload |= undone == Undone::Restored
                     && (path.starts_with("/etc/systemd") || path.starts_with("/etc/udev"));
+                let mut copies = edited.as_slice();
                 if let Undone::Kept(why) = undone {
                     left.push(why);
-                } else if let Some(edited) = edited {
+                    copies = &[];
+                }
+                for edited in copies {
                     let place = ledger.outlive(edited)?;
                     left.push(format!("what somebody else had made of {path} lies in {place}"));
                 }
@@ -286,23 +335,11 @@ fn backwards(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<Left, SetupErr
                     boot::refresh(means, ledger, (path, before.as_ref()))?;
                 }
             }
-            Entry::Packages { before, added, named, done } => {
-                // apt was cut off: what came is what it was to install and was not there before.
-                let added = match done {
-                    true => added.clone(),
-                    false => packages::came(&packages::list(means)?, before, named),
-                };
-                keep_program(means);
-                // A purge of the package takes its settings along, which are the owner's when they are still here.
-                let verb = if has_settings(means)? { "remove" } else { "purge" };
-                let kept = packages::purge(means, &added, verb)?;
-                if !kept.is_empty() {
-                    keep_groups(ledger);
-                }
-                left.extend(kept);
-            }
+            Entry::Packages { .. } => left.extend(software::take_back(means, ledger, removal, &entry)?),
             Entry::Unit { name } => disable(means, name)?,
-            Entry::Groups { added, before } => left.extend(remove_groups(means, ledger, added, before)?),
+            Entry::Groups { added, before } => {
+                left.extend(software::remove_groups(means, ledger, added, before)?)
+            }
         }
         say(means, &format!("uninstall: took back {}", name_of(&entry)));
         ledger.manifest.entries.pop();
@@ -315,25 +352,6 @@ fn backwards(means: Means<'_>, ledger: &mut Ledger<'_>) -> Result<Left, SetupErr
         })?;
     }
     Ok(left)
-}
-
-/// From here on the package is taken away, and the program with it: where the power fails meanwhile, somebody must be able
-/// to go on. A host without room for it loses only that.
-fn keep_program(means: Means<'_>) {
-    let Ok(Some(program)) = means.files.read("/proc/self/exe") else { return };
-    let kept = means.files.read(places::PROGRAM).is_ok_and(|kept| kept.as_ref() == Some(&program));
-    if kept {
-        return;
-    }
-    match means.files.write(places::PROGRAM, &program, means.files.mine(0o700)) {
-        Ok(()) => {
-            let text =
-                format!("The packages go now. Should that be cut off: sudo {} uninstall", places::PROGRAM);
-            means.person.tell(&progress::Event::Note(text.clone()));
-            say(means, &text);
-        }
-        Err(error) => say(means, &format!("uninstall: the program is not kept: {error}{}", error.causes())),
-    }
 }
 
 /// For a generated file: the place of the first of the settings that it was made from, while they are not taken back.
@@ -358,56 +376,6 @@ fn disable(means: Means<'_>, name: &str) -> Result<(), SetupError> {
         |cause| SetupError::new(Code::HostFault, format!("{name} cannot be disabled"), "").because(cause),
     )?;
     Ok(())
-}
-
-/// There are settings that were there before, or that somebody changed since.
-fn has_settings(means: Means<'_>) -> Result<bool, SetupError> {
-    if means.files.names("/etc/qudata")?.iter().any(|name| !name.starts_with("frpc.")) {
-        return Ok(true);
-    }
-    let before = means.files.read(places::BEFORE)?.unwrap_or_default();
-    let before: serde_json::Value = serde_json::from_slice(&before).unwrap_or_default();
-    Ok(before.get("etc_qudata").and_then(serde_json::Value::as_bool).unwrap_or(false))
-}
-
-/// Packages that stay keep their groups; the agent's goes.
-fn keep_groups(ledger: &mut Ledger<'_>) {
-    for entry in &mut ledger.manifest.entries {
-        if let Entry::Groups { added, .. } = entry {
-            *added = vec![places::GROUP.to_owned()];
-        }
-    }
-}
-
-/// Removes the groups that came with the packages. When nobody else has changed any since, also the copies of their files
-/// are as they were.
-fn remove_groups(
-    means: Means<'_>,
-    ledger: &Ledger<'_>,
-    added: &[String],
-    before: &[(String, Option<Backup>)],
-) -> Result<Left, SetupError> {
-    let mut left = Vec::new();
-    for name in added {
-        if observe::group(means.files, name)?.is_none() {
-            continue;
-        }
-        let order = order("groupdel").args([name.as_str()]);
-        let answer = means.hands.run(&order, &mut |_| {}).map_err(|cause| {
-            SetupError::new(Code::HostFault, format!("the group {name} cannot be removed"), "").because(cause)
-        })?;
-        if !answer.ok() {
-            left.push(format!("the group {name} is kept: {}", failed(&order, &answer)));
-        }
-    }
-    for (path, backup) in before.iter().filter(|(path, _)| !path.ends_with('-')) {
-        let found = means.files.read(path)?.as_deref().map(checksum);
-        if found.as_ref() != backup.as_ref().map(|backup| &backup.sha256) {
-            return Ok(left);
-        }
-    }
-    before.iter().try_for_each(|(path, backup)| ledger.copy_back(path, backup.as_ref()))?;
-    Ok(left)
 }
 
 /// Where a server lost its power while install.sh worked, the folder of that. One that works now holds a lock on the

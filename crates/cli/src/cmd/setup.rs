@@ -7,7 +7,7 @@ use std::path::Path;
 
 use qudata_setup::{
     SecretString,
-    error::{AGAIN, Code, SetupError, UNINSTALL},
+    error::{Code, SetupError},
     files::{Files, Open},
     hands::SystemHands,
     install::{self, Job, Outcome},
@@ -55,10 +55,10 @@ pub(super) async fn uninstall(cx: Context<'_>, wish: Uninstall) -> Result<Exit, 
     let removal = Removal { purge: wish.purge, yes: wish.yes, root: is_root() };
     off_the_runtime(cx, move |means, screen| {
         if wish.plan {
-            screen.print(&uninstall::describe(means, removal).map_err(told_of_removal)?)?;
+            screen.print(&uninstall::describe(means, removal).map_err(told)?)?;
             return Ok(Exit::Done);
         }
-        for line in uninstall::uninstall(means, removal).map_err(told_of_removal)? {
+        for line in uninstall::uninstall(means, removal).map_err(told)? {
             screen.print(&format!("{line}\n"))?;
         }
         Ok(Exit::Done)
@@ -150,11 +150,6 @@ fn told(error: SetupError) -> Failure {
     Failure::new(exit, sentence)
 }
 
-/// As [`told`], where nothing is installed but taken back.
-fn told_of_removal(error: SetupError) -> Failure {
-    told(if error.next == AGAIN { error.next(UNINSTALL) } else { error })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,12 +170,6 @@ mod tests {
             );
         }
         assert!(key(Some(Path::new("/no/such")), None).unwrap_err().sentence.contains("/no/such"));
-    }
-
-    #[test]
-    fn a_removal_that_failed_is_typed_again() {
-        let error = SetupError::file("remove", "/etc/x", std::io::Error::other("read-only"));
-        assert!(told_of_removal(error).sentence.ends_with("Next: qudata-agent uninstall"));
     }
 
     #[test]

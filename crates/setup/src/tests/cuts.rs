@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::world::{World, differences, tree, usual, wish};
-use crate::{install::Outcome, wish::Wish};
+use crate::{install::Outcome, places, wish::Wish};
 
 /// What an installation is judged by: everything but what it remembers of its own course, and but for ages.
 fn result(world: &World) -> BTreeMap<String, String> {
@@ -80,6 +80,7 @@ fn an_installation_that_is_cut_anywhere_can_be_taken_back_at_once() {
     for effect in 0.. {
         let world = usual();
         let before = tree(world.host.root());
+        let packages = world.packages.borrow().clone();
         world.cut_after(Some(effect));
         let _ = world.install(wish());
         if !world.fuse.blown.get() {
@@ -88,6 +89,8 @@ fn an_installation_that_is_cut_anywhere_can_be_taken_back_at_once() {
         world.cut_after(None);
         world.uninstall(true).unwrap();
         assert_eq!(differences(&before, &tree(world.host.root())), Vec::<String>::new(), "cut at {effect}");
+        assert_eq!(*world.packages.borrow(), packages, "cut at {effect}");
+        assert!(world.half.borrow().is_empty(), "cut at {effect}");
     }
 }
 
@@ -122,7 +125,7 @@ fn data_elsewhere_goes_with_the_purge_wherever_that_was_cut() {
         assert_eq!(world.install(wish).unwrap(), Outcome::Rebooting);
         world.reboot();
         assert_eq!(world.go_on().unwrap(), Outcome::Ready { changed: true });
-        world.file("srv/qudata/images/base.qcow2", "");
+        world.file("srv/qudata/images/qudata-base.qcow2", "");
         world.cut_after(Some(effect));
         let _ = world.uninstall(true);
         if !world.fuse.blown.get() {
@@ -145,7 +148,24 @@ fn a_removal_that_was_given_up_does_not_say_where_the_data_is_later() {
     world.cut_after(None);
     let settings = vec![("data_dir".to_owned(), "/srv/later".to_owned())];
     let _ = world.install(Wish { settings, ..wish() }).unwrap();
-    world.file("srv/later/images/base.qcow2", "");
+    world.file("srv/later/images/qudata-base.qcow2", "");
     world.uninstall(true).unwrap();
     assert!(!world.host.path("srv/later").exists(), "the data is still there");
+}
+
+#[test]
+fn a_removal_that_was_cut_does_not_go_on_as_an_installation() {
+    for effect in 0.. {
+        let world = usual();
+        assert_eq!(world.install(wish()).unwrap(), Outcome::Rebooting);
+        let list = world.text(places::MANIFEST);
+        world.cut_after(Some(effect));
+        let _ = world.uninstall(true);
+        if !world.fuse.blown.get() {
+            break;
+        }
+        // What the unit asks for that goes on after a restart.
+        let untouched = world.text(places::MANIFEST) == list && world.version.borrow().is_some();
+        assert!(world.text(places::WISH).is_none() || untouched, "cut at {effect}");
+    }
 }

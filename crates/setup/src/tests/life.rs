@@ -223,7 +223,8 @@ fn an_instance_that_came_after_the_question_stops_a_restart() {
 
 #[test]
 fn instances_that_the_agent_does_not_know_stop_a_removal() {
-    let made: [(&str, &str); 2] = [
+    let made: [(&str, &str); 3] = [
+        ("sys/fs/cgroup/systemd/qudata.slice/qudata-vm-0d-1-3-qemu.service/cgroup.procs", "0d-1"),
         ("var/lib/qudata/instances/0a-1/disk.qcow2", "0a-1"),
         ("sys/fs/cgroup/qudata.slice/qudata-vm-0b-1-3-qemu.service/cgroup.procs", "0b-1"),
     ];
@@ -407,4 +408,91 @@ fn entries_of_systemd_boot_of_later_kernels_forget_our_parameters() {
     assert!(left.iter().any(|line| line.contains(places::KERNEL_CMDLINE)), "{left:?}");
     let kept = world.text("boot/efi/loader/entries/b.conf").unwrap();
     assert_eq!(kept, entry(" intel_iommu=on iommu=pt mitigations=off"));
+}
+
+#[test]
+fn an_owners_own_beside_the_data_stays() {
+    let world = usual();
+    let settings = vec![("data_dir".to_owned(), "/srv/disk/".to_owned())];
+    world.install(Wish { settings, ..wish() }).unwrap();
+    world.reboot();
+    world.go_on().unwrap();
+    let theirs = [
+        "srv/disk/photos/a.jpg",
+        "srv/disk/images/holiday.jpg",
+        "srv/disk/instances/mine/b",
+        "srv/disk/.ssh/authorized_keys",
+    ];
+    let ours = [
+        "srv/disk/agent.redb",
+        "srv/disk/agent.damaged-1",
+        "srv/disk/images/0123456789abcdef/disk.qcow2",
+        "srv/disk/images/.users/a",
+        "srv/disk/instances/01a22df4-e0de-72dc-899f-8b3f479af46a.gone/disk.qcow2",
+        "srv/disk/.ssh/management_key",
+    ];
+    theirs.iter().chain(&ours).for_each(|path| world.file(path, ""));
+    fs::remove_dir_all(world.host.path("srv/disk/instances/mine")).unwrap();
+    let left = world.uninstall(true).unwrap();
+    for path in ours {
+        assert!(!world.host.path(path).exists(), "{path}");
+    }
+    for path in theirs.into_iter().filter(|path| !path.contains("mine")) {
+        assert!(world.host.path(path).exists(), "{path}");
+        let named = path.trim_end_matches("/a.jpg");
+        assert!(left.iter().any(|line| line.contains(named)), "{path}: {left:?}");
+    }
+}
+
+#[test]
+fn where_the_agents_unit_has_its_data_instances_are_looked_for_too() {
+    let world = finished();
+    world.environment.replace("A=b QUDATA_DATA_DIR=/nvme/q\n".into());
+    world.file("nvme/q/instances/0a-1/disk.qcow2", "theirs");
+    let error = world.uninstall(true).unwrap_err();
+    assert!(error.code.as_str() == "instances_exist" && error.what.contains("0a-1"), "{error:?}");
+    let world = finished();
+    world.file(places::SETTINGS, "data_dir = ");
+    assert_eq!(world.uninstall(true).unwrap_err().code.as_str(), "bad_settings");
+    assert!(world.active.get());
+}
+
+#[test]
+fn packages_that_somebody_asked_for_since_stay_and_settings_that_go_are_copied() {
+    let world = finished();
+    world.manual.replace(["passt", "pci.ids", "qudata-agent"].map(str::to_owned).into());
+    world.file("etc/nftables.conf", "rules");
+    world
+        .verified
+        .replace("??5?????? c /etc/nftables.conf\nmissing   c /etc/x\n??5??????   /usr/bin/y\n".into());
+    let left = world.uninstall(true).unwrap();
+    assert!(
+        world.packages.borrow().contains("passt") && !world.packages.borrow().contains("qemu-system-x86")
+    );
+    let line = left.iter().find(|line| line.contains("/etc/nftables.conf")).unwrap();
+    assert_eq!(world.text(line.rsplit(' ').next().unwrap()).unwrap(), "rules");
+    assert!(left.iter().any(|line| line.contains("passt")) && left.len() == 2, "{left:?}");
+}
+
+#[test]
+fn a_group_that_was_there_before_stays_with_packages_that_stay() {
+    let world = usual();
+    world.file("etc/group", "root:x:0:\nqudata:x:997:\n");
+    world.install(wish()).unwrap();
+    world.needed_by_owner.replace(Some("owner-vm-tool".into()));
+    world.uninstall(true).unwrap();
+    assert!(world.text("etc/group").unwrap().contains("qudata"));
+}
+
+#[test]
+fn what_a_purge_is_to_be_said_again_with() {
+    let world = finished();
+    world.silent.set(true);
+    world.cut_after(Some(2));
+    let error = world.uninstall(true).unwrap_err();
+    assert_eq!(error.next, "qudata-agent uninstall --purge", "{error:?}");
+    world.cut_after(None);
+    world.uninstall(true).unwrap();
+    let told = format!("{:?}", world.events.borrow());
+    assert!(told.contains("sudo /var/lib/qudata/setup/qudata-agent uninstall --purge"), "{told}");
 }

@@ -81,7 +81,14 @@ pub(super) struct World {
     pub(super) host: FakeHost,
     pub(super) fuse: Rc<Fuse>,
     pub(super) packages: RefCell<BTreeSet<String>>,
+    /// Unpacked, and not configured.
+    pub(super) half: RefCell<BTreeSet<String>>,
+    /// What somebody asked apt for, and what `dpkg --verify` shows.
+    pub(super) manual: RefCell<Vec<String>>,
+    pub(super) verified: RefCell<String>,
     pub(super) version: RefCell<Option<String>>,
+    /// Of the agent's unit.
+    pub(super) environment: RefCell<String>,
     pub(super) active: Cell<bool>,
     /// Rules of the agent are in the firewall.
     pub(super) rules: Cell<bool>,
@@ -140,7 +147,11 @@ pub(super) fn world(devices: Vec<Device>) -> World {
         host,
         fuse: Rc::default(),
         packages: RefCell::new(["libc6", "owner-tool"].map(str::to_owned).into()),
+        half: RefCell::default(),
+        manual: RefCell::default(),
+        verified: RefCell::default(),
         version: RefCell::default(),
+        environment: RefCell::default(),
         active: Cell::new(false),
         alone: Cell::new(false),
         rules: Cell::new(false),
@@ -259,6 +270,7 @@ impl World {
         match *words {
             ["--quiet", "is-enabled", unit] => told(self.wanted(unit).exists()),
             ["--quiet", "is-active", _] => told(self.active.get()),
+            ["show", "-p", "Environment", "--value", _] => said(&self.environment.borrow()),
             ["cat", _] => told(self.version.borrow().is_some()),
             ["daemon-reload" | "reboot"] | ["stop", "--", _] => said(""),
             ["enable", unit] => {
@@ -293,10 +305,11 @@ impl World {
             return Ok(Answer { code: Some(100), out: String::new(), err: words });
         }
         self.act(order, || {
-            self.packages.borrow_mut().insert("qemu-system-x86".into());
+            self.half.borrow_mut().insert("qemu-system-x86".into());
             said("dlstatus:1:50.0:Fetching\n")
         })?;
         self.act(order, || {
+            self.configure();
             self.packages.borrow_mut().extend(["passt", "qudata-agent"].map(str::to_owned));
             self.version.replace(Some("1.0".into()));
             self.file("usr/share/qudata/agent.toml", "# defaults\n");
@@ -310,12 +323,19 @@ impl World {
         })
     }
 
+    fn configure(&self) {
+        let half = self.half.take();
+        self.packages.borrow_mut().extend(half);
+    }
+
     fn purge(&self, names: &[&str]) -> Answer {
         for name in names {
             self.packages.borrow_mut().remove(*name);
+            self.half.borrow_mut().remove(*name);
             if *name == "qudata-agent" {
                 self.version.replace(None);
-                for dir in ["usr/share/qudata", "usr/lib/qudata", "etc/qudata", "var/log/qudata"] {
+                let logs = self.text(places::MANIFEST).is_none().then_some("var/log/qudata");
+                for dir in ["usr/share/qudata", "usr/lib/qudata", "etc/qudata"].into_iter().chain(logs) {
                     let _ = fs::remove_dir_all(self.host.path(dir));
                 }
                 for dir in ["usr/share", "usr/lib"] {
@@ -369,9 +389,13 @@ impl Hands for World {
             (program, words) => (program, words),
         };
         match program {
-            "debconf-set-selections" | "dpkg" | "dpkg-deb" | "dpkg-query" | "apt-cache" | "apt-get" => {
-                self.packaging((program, words), order, heard)
-            }
+            "debconf-set-selections"
+            | "dpkg"
+            | "apt-mark"
+            | "dpkg-deb"
+            | "dpkg-query"
+            | "apt-cache"
+            | "apt-get" => self.packaging((program, words), order, heard),
             _ => self.system((program, words), order),
         }
     }
@@ -396,7 +420,9 @@ impl World {
                     .iter()
                     .map(|name| format!("installed {name}\n"))
                     .collect::<String>();
-                Ok(said(&format!("{lines}config-files gone\n")))
+                let half = self.half.borrow();
+                let half = half.iter().map(|name| format!("unpacked {name}\n")).collect::<String>();
+                Ok(said(&format!("{lines}{half}config-files gone\n")))
             }
             ("dpkg-deb", ["-f", DEB, "Recommends"]) => {
                 Ok(said("pci.ids, not-here (>= 2) | other, was-here\n"))
@@ -407,7 +433,12 @@ impl World {
                 Ok(said(&format!("{text}{there}")))
             }
             ("dpkg-deb", ["-f", DEB, ..]) => Ok(said("Package: qudata-agent\nVersion: 1.0\n")),
-            ("dpkg", ["--configure", "-a"]) => self.act(order, || said("")),
+            ("dpkg", ["--configure", "-a"]) => self.act(order, || {
+                self.configure();
+                said("")
+            }),
+            ("dpkg", ["--verify", ..]) => Ok(said(&self.verified.borrow())),
+            ("apt-mark", ["showmanual"]) => Ok(said(&self.manual.borrow().join("\n"))),
             ("apt-get", ["update", ..]) => self.act(order, || said("")),
             ("debconf-set-selections", []) => self.act(order, || said("")),
             ("apt-get", ["-s", "install", words @ ..]) if words.contains(&"--no-remove") => {
@@ -423,22 +454,27 @@ impl World {
                 answer.out.lines().for_each(heard);
                 Ok(answer)
             }
-            ("apt-get", ["-s", "-y", "purge", names @ ..]) => {
+            ("apt-get", words) => self.take_away(words, order),
+            _ => panic!("unscripted: {order}"),
+        }
+    }
+
+    fn take_away(&self, words: &[&str], order: &Order) -> Result<Answer, OrderError> {
+        match words {
+            ["-s", "-y", "purge", names @ ..] => {
                 let mut out: String = names.iter().map(|name| format!("Purg {name} [1.0]\n")).collect();
                 if names.contains(&"qemu-system-x86") {
                     out.extend(self.needed_by_owner.borrow().iter().map(|name| format!("Remv {name} [2]\n")));
                 }
                 Ok(said(&out))
             }
-            ("apt-get", ["-s", "-y", "autoremove", ..]) => {
-                Ok(said("Purg qudata-agent [1.0]\nPurg passt [1]\n"))
-            }
-            ("apt-get", ["remove", "-y", "-o", _, names @ ..]) => self.act(order, || {
+            ["-s", "-y", "autoremove", ..] => Ok(said("Purg qudata-agent [1.0]\nPurg passt [1]\n")),
+            ["remove", "-y", "-o", _, names @ ..] => self.act(order, || {
                 self.packages.borrow_mut().retain(|name| !names.contains(&name.as_str()));
                 self.version.replace(None);
                 said("")
             }),
-            ("apt-get", ["purge", "-y", "-o", _, names @ ..]) => self.act(order, || self.purge(names)),
+            ["purge", "-y", "-o", _, names @ ..] => self.act(order, || self.purge(names)),
             _ => panic!("unscripted: {order}"),
         }
     }
@@ -455,10 +491,12 @@ impl World {
                 self.file("etc/group", &left.map(|line| format!("{line}\n")).collect::<String>());
                 said("")
             }),
-            ("systemctl", words) if words.first() == Some(&"--quiet") => Ok(self.systemctl(words)),
+            ("systemctl", words) if matches!(words.first(), Some(&"--quiet" | &"show")) => {
+                Ok(self.systemctl(words))
+            }
             ("systemctl", words) => self.act(order, || self.systemctl(words)),
-            ("nft", ["list", "table", "inet", "qudata"]) => Ok(told(self.rules.get())),
-            ("nft", ["delete", "table", "inet", "qudata"]) => self.act(order, || {
+            ("nft", ["list", "table", "inet", _]) => Ok(told(self.rules.get())),
+            ("nft", ["delete", "table", "inet", _]) => self.act(order, || {
                 self.rules.set(false);
                 said("")
             }),
