@@ -203,3 +203,17 @@ fn an_interruption_leaves_nothing_behind() {
     assert!(ended.err.contains("interrupted") && ended.err.contains("was deleted"), "{}", ended.err);
     assert!(agent.asked().iter().any(|asked| asked.call == format!("DELETE /instances/{ID}")));
 }
+
+#[test]
+fn a_look_that_hangs_is_left_and_keeps_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("agent.toml");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    // `output` reads to the end of both outputs, so the process that hangs must not have them.
+    let words = format!("doctor --json --config {}", pipe.display());
+    let ended = Ended::of(qudata_agent(&words).output().unwrap());
+    // Lets go of the one that hangs.
+    drop(fs::OpenOptions::new().write(true).open(&pipe));
+    let report = ended.exits(0).json();
+    assert_eq!((&report["verdict"], &report["fail"]), (&json!("warn"), &json!(0)), "{report}");
+}

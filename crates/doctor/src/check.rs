@@ -4,6 +4,7 @@
 //! ground fails. So every failure is a cause and has its remedy.
 
 mod gpus;
+mod image;
 mod iommu;
 mod outside;
 mod processor;
@@ -12,7 +13,7 @@ mod software;
 mod system;
 
 #[cfg(test)]
-mod made_up;
+pub(crate) mod made_up;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ pub(crate) fn check(seen: &Observed) -> Vec<Finding> {
     findings.extend(system::check(seen));
     findings.extend(resources::check(seen));
     findings.extend(software::check(seen));
+    findings.push(image::check(seen));
     findings.extend(outside::check(seen));
     let place = |id: &str| explain::ALL.iter().position(|check| check.id == id);
     findings.sort_by_key(|finding| place(finding.id));
@@ -68,7 +70,7 @@ fn fail(id: &'static str, line: impl Into<String>, remedy: impl Into<String>) ->
 }
 
 /// What could not be looked at.
-fn unseen(id: &'static str, why: &Unseen) -> Finding {
+pub(crate) fn unseen(id: &'static str, why: &Unseen) -> Finding {
     let line = format!("not looked at: {why}");
     match why {
         Unseen::Denied(_) => warn(id, line, "run it as root: `sudo qudata-agent doctor`"),

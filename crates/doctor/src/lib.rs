@@ -5,8 +5,12 @@
 //! observe (reads, all at once, each with a deadline) ─▶ Observed ─▶ check (pure) ─▶ Report
 //! ```
 //! Works before anything is installed, beside a running agent, and without root: what cannot be looked at is a warning
-//! that says so, never a pass.
+//! that says so, never a pass, and no failure either.
+//!
+//! A look may leave a thread in the kernel, and then its process does not end. Whoever somebody waits for has it made by
+//! another process, through [`examine_apart`].
 
+mod apart;
 mod check;
 pub mod explain;
 mod observe;
@@ -18,13 +22,15 @@ use std::{
 };
 
 use qudata_agent_core::settings::Settings;
-use serde::{Serialize, Serializer, ser::SerializeStruct};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeStruct};
+
+pub use self::apart::examine_apart;
 
 /// How long all checks together look at the host by default; judging takes no time.
 pub const PATIENCE: Duration = Duration::from_millis(2500);
 
 /// What one check came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// As it should be.
@@ -41,7 +47,7 @@ pub struct Finding {
     /// The check; one of [`explain::ALL`], never changes.
     pub id: &'static str,
     /// What was checked, where there are several: the address of a GPU. Of a failed `iommu.enabled`: who has it off,
-    /// `firmware` or `kernel`.
+    /// `firmware` or `kernel`; none where that could not be seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
     /// What it came to.
@@ -93,7 +99,8 @@ impl Default for Scope {
     }
 }
 
-/// Makes all checks of the host that `settings` are for. Never fails: what cannot be looked at is a finding.
+/// Makes all checks of the host that `settings` are for. Never fails: what cannot be looked at is a finding. Always comes
+/// back; whether this process can end afterwards is another matter, see [`examine_apart`].
 pub async fn examine(settings: &Settings, scope: &Scope) -> Report {
     let begun = Instant::now();
     let observed = observe::observe(settings, scope).await;

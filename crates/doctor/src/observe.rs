@@ -1,12 +1,14 @@
 //! Looks at the host: everything at once, everything within one deadline. Called by [`crate::examine`].
 //!
 //! Files are read by threads of their own and programs by children: whatever hangs in the kernel is left there and told
-//! as such. (The runtime's own threads, which look up a name for [`outside`], the CLI does not wait for.)
+//! as such. A process that has left a thread there cannot end, so nobody may wait for this one: see [`crate::apart`].
+//! (The runtime's own threads, which look up a name for [`outside`], the CLI does not wait for.)
 
 mod agent;
 mod asked;
 mod gpus;
 mod host;
+mod image;
 mod outside;
 mod processor;
 mod software;
@@ -20,6 +22,7 @@ use std::{
 };
 
 use qudata_agent_core::settings::Settings;
+use qudata_host::{causes::chain, command::ToolError};
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout_at},
@@ -90,6 +93,16 @@ impl Look {
         Unseen::Late(self.scope.patience)
     }
 
+    /// Why a program did not tell what it was asked for. One that is slow on a busy host is not a broken one.
+    fn untold(&self, error: &ToolError) -> Unseen {
+        match error {
+            ToolError::TimedOut { .. } => self.late(),
+            ToolError::Start { .. } | ToolError::Failed { .. } | ToolError::Output { .. } => {
+                Unseen::Failed(chain(error))
+            }
+        }
+    }
+
     /// Waits until the end at most.
     async fn by_end<T>(&self, work: impl Future<Output = Seen<T>>) -> Seen<T> {
         timeout_at(self.end, work).await.unwrap_or_else(|_| Err(self.late()))
@@ -124,6 +137,29 @@ fn text(path: &Path) -> Seen<String> {
         .map_err(|error| unreadable(path, &error))
 }
 
+/// Text of a file that not every host has; none: this one has not.
+fn text_if_any(path: &Path) -> Seen<Option<String>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(unreadable(path, &error)),
+    }
+}
+
+/// Whether a file is there. One that cannot be seen is no file that is missing.
+fn is_file(path: &Path) -> Seen<bool> {
+    match std::fs::metadata(path) {
+        Ok(found) => Ok(found.is_file()),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(unreadable(path, &error)),
+    }
+}
+
+/// It, or a folder above it, is not there.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// Why a file was not read.
 fn unreadable(path: &Path, error: &io::Error) -> Unseen {
     let what = format!("cannot read {}", path.display());
@@ -141,7 +177,7 @@ mod tests {
 
     use super::*;
 
-    fn look(patience: Duration) -> Look {
+    pub(super) fn look(patience: Duration) -> Look {
         let from = LoadFrom {
             file: None,
             env: Vec::new(),

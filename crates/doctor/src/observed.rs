@@ -1,8 +1,12 @@
 //! What was seen of the host, as plain values: filled in by `observe`, judged by `check`, made up by tests.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use qudata_agent_core::{control_plane::Answer, probe::KvmProbe, settings::Settings};
+use qudata_agent_core::{
+    control_plane::Answer,
+    probe::KvmProbe,
+    settings::{LauncherKind, Settings},
+};
 use qudata_host::{capacity::HostCapacity, pci::PciAddress, size::ByteSize};
 use qudata_qemu::{mmio::AddressWidth, qmp::VersionNumber, version::KernelVersion};
 use qudata_vfio::{
@@ -44,7 +48,7 @@ pub(crate) struct Observed {
     pub(crate) guest_code: Seen<KvmProbe>,
     pub(crate) pci: Seen<Pci>,
     /// What the firmware tells the kernel of.
-    pub(crate) firmware_iommu: Option<Iommu>,
+    pub(crate) firmware_iommu: Seen<Option<Iommu>>,
     pub(crate) kernel: Kernel,
     pub(crate) programs: Programs,
     pub(crate) files: Files,
@@ -52,9 +56,9 @@ pub(crate) struct Observed {
     pub(crate) hugepages: Seen<Hugepages>,
     /// `RLIMIT_MEMLOCK` of this process; none: without limit.
     pub(crate) memlock: Option<ByteSize>,
-    pub(crate) cgroup: Cgroup,
+    pub(crate) cgroup: Seen<Cgroup>,
     pub(crate) systemd: Systemd,
-    pub(crate) nss: Nss,
+    pub(crate) nss: Seen<Nss>,
     pub(crate) outside: Outside,
     pub(crate) agent: AgentLook,
 }
@@ -78,6 +82,7 @@ pub(crate) enum KvmNode {
     Absent,
     Denied,
     Broken(String),
+    Unseen(Unseen),
 }
 
 /// Kinds of IOMMUs. Not told by the processor: a virtual machine may have either with either.
@@ -123,10 +128,10 @@ pub(crate) struct Kernel {
     /// What `uname -r` prints.
     pub(crate) release: String,
     /// `vfio-pci` is there to be loaded; only asked where it is not loaded.
-    pub(crate) has_vfio_pci: bool,
+    pub(crate) has_vfio_pci: Seen<bool>,
     /// `none`, `integrity` or `confidentiality`.
-    pub(crate) lockdown: String,
-    pub(crate) secure_boot: bool,
+    pub(crate) lockdown: Seen<String>,
+    pub(crate) secure_boot: Seen<bool>,
 }
 
 /// A program that is needed.
@@ -136,6 +141,8 @@ pub(crate) enum Program {
     Runs(String),
     Missing,
     Fails(String),
+    /// It did not answer in time, which on a busy host is no fault of it.
+    Unseen(Unseen),
 }
 
 /// The programs.
@@ -154,12 +161,23 @@ pub(crate) struct Programs {
 /// Files of the settings.
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
-    pub(crate) ovmf_code: bool,
-    pub(crate) ovmf_vars: bool,
-    /// What the base image is, as a phrase.
-    pub(crate) image: Result<String, ImageFault>,
+    pub(crate) ovmf_code: Seen<bool>,
+    pub(crate) ovmf_vars: Seen<bool>,
+    pub(crate) image: Result<ImageLook, ImageFault>,
     /// The agent was registered before, or a key for it is kept.
-    pub(crate) has_key: bool,
+    pub(crate) has_key: Seen<bool>,
+}
+
+/// A base image that root can use. Each instance's QEMU opens it as a user of its own, who is neither its owner nor in
+/// its group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ImageLook {
+    /// What it is, as a phrase.
+    pub(crate) what: String,
+    /// Of the image and its boot files, those that others may not read.
+    pub(crate) unreadable: Vec<PathBuf>,
+    /// Of the folders above it, those that others may not pass.
+    pub(crate) closed: Vec<PathBuf>,
 }
 
 /// Why the base image cannot be used.
@@ -191,6 +209,7 @@ pub(crate) enum Cgroup {
 pub(crate) enum Systemd {
     NotBooted,
     Booted(SystemdLook),
+    Unseen(Unseen),
 }
 
 /// A systemd that runs the host.
@@ -267,6 +286,16 @@ pub(crate) struct AgentGpu {
 }
 
 impl Observed {
+    /// Whether VMs are units of systemd here.
+    pub(crate) fn has_units(&self) -> Seen<bool> {
+        match &self.systemd {
+            _ if self.settings.launcher == LauncherKind::Detached => Ok(false),
+            Systemd::NotBooted => Ok(false),
+            Systemd::Booted(_) => Ok(true),
+            Systemd::Unseen(why) => Err(why.clone()),
+        }
+    }
+
     /// Whether the owner wants this GPU rented: one that he named, or any where he named none.
     pub(crate) fn is_named(&self, gpu: &Gpu) -> bool {
         gpu.functions.iter().any(|function| self.settings.gpu_pci_addrs.contains(function))

@@ -12,6 +12,7 @@ use std::{
 use qudata_agent_core::settings::{LoadFrom, Settings};
 use qudata_doctor::{Finding, Report, Scope, Verdict, examine, explain};
 use qudata_testkit::pci::{Device, FakeHost};
+use tokio::sync::Mutex;
 
 const FIRST: &str = "0000:01:00.0";
 const SECOND: &str = "0000:02:00.0";
@@ -31,7 +32,12 @@ fn settings(more: &[(&str, &str)]) -> Settings {
     Settings::load(&from).unwrap()
 }
 
+/// One look at a time. Each starts programs, and a process that is just being made has a copy of every socket of this one:
+/// a listener that another test has closed would go on taking connections. And each has to be done in time.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
 async fn look(root: &Path, settings: &Settings) -> Report {
+    let _alone = ALONE.lock().await;
     let scope = Scope { root: root.to_owned(), patience: Duration::from_millis(1500), ..Scope::default() };
     let begun = Instant::now();
     let report = examine(settings, &scope).await;
@@ -123,6 +129,49 @@ async fn a_file_that_hangs_costs_its_gpu_alone() {
 }
 
 #[tokio::test]
+async fn what_hangs_is_told_as_neither_well_nor_missing() {
+    let host = two_gpus();
+    std::fs::create_dir_all(host.path("run/systemd/system")).unwrap();
+    for file in ["proc/sys/kernel/osrelease", "etc/nsswitch.conf"] {
+        host.hang(file).unwrap();
+    }
+    let report = look(host.root(), &settings(&[("QUDATA_LAUNCHER", "systemd")])).await;
+    for id in ["kernel.version", "secure_boot", "nss_systemd"] {
+        let found = of(&report, id, None);
+        let late = found.verdict == Verdict::Warn && found.line.contains("no answer within 1.5 s");
+        assert!(late, "{found:?}");
+    }
+}
+
+/// As on a file system of the network whose server is away.
+#[tokio::test]
+async fn an_image_that_hangs_costs_its_own_finding_alone() {
+    let host = two_gpus();
+    for file in ["disk.raw", "disk.vmlinuz", "disk.initrd"] {
+        host.file(format!("images/{file}"), "x").unwrap();
+    }
+    host.hang("images/disk.cmdline").unwrap();
+    for file in ["agent_id", "agent_secret"] {
+        host.file(format!("data/{file}"), "x").unwrap();
+    }
+    let (url, server) = control_plane();
+    let settings = settings(&[
+        ("QUDATA_STANDALONE", "false"),
+        ("QUDATA_FRP_SERVER", "127.0.0.1"),
+        ("QUDATA_SERVICE_URL", &url),
+        ("QUDATA_FIRMWARE", "direct"),
+        ("QUDATA_BASE_IMAGE", "/images/disk.raw"),
+        ("QUDATA_DATA_DIR", "/data"),
+    ]);
+    let report = look(host.root(), &settings).await;
+    server.join().unwrap();
+    let image = of(&report, "image", None);
+    assert!(image.verdict == Verdict::Warn && image.line.contains("no answer within 1.5 s"), "{image:?}");
+    let reached = of(&report, "control_plane", None);
+    assert_eq!(reached.verdict, Verdict::Pass, "its key is on another file system: {reached:?}");
+}
+
+#[tokio::test]
 async fn a_running_agent_is_asked_and_a_dead_one_noticed() {
     let host = two_gpus();
     std::fs::create_dir_all(host.path("var/run/qudata")).unwrap();
@@ -170,8 +219,8 @@ async fn a_running_agent_is_asked_and_a_dead_one_noticed() {
     assert!(of(&report, "agent", None).line.contains("nobody listens"), "{:?}", of(&report, "agent", None));
 }
 
-#[tokio::test]
-async fn a_control_plane_that_answers_anything_is_reached() {
+/// A service that answers one request, and what it was asked.
+fn control_plane() -> (String, thread::JoinHandle<String>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://127.0.0.1:{}/v0", listener.local_addr().unwrap().port());
     let server = thread::spawn(move || {
@@ -181,6 +230,12 @@ async fn a_control_plane_that_answers_anything_is_reached() {
         stream.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n").unwrap();
         String::from_utf8_lossy(&head[..read]).into_owned()
     });
+    (url, server)
+}
+
+#[tokio::test]
+async fn a_control_plane_that_answers_anything_is_reached() {
+    let (url, server) = control_plane();
     let host = two_gpus();
     let of_service = |url: &str| {
         settings(&[

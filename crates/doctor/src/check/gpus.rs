@@ -203,18 +203,20 @@ fn group(device: Option<&PciDevice>, gpu: &Gpu) -> Finding {
 }
 
 fn driver(seen: &Observed, pci: &Pci, device: Option<&PciDevice>) -> Finding {
-    let loaded =
-        if pci.topology.isolation.vfio_pci || device.is_some_and(|d| d.driver.as_deref() == Some(VFIO_PCI)) {
-            ""
-        } else if seen.kernel.has_vfio_pci {
-            "; vfio-pci is there and will be loaded"
-        } else {
+    let is_loaded =
+        pci.topology.isolation.vfio_pci || device.is_some_and(|d| d.driver.as_deref() == Some(VFIO_PCI));
+    let loaded = match &seen.kernel.has_vfio_pci {
+        _ if is_loaded => "",
+        Ok(true) => "; vfio-pci is there and will be loaded",
+        Ok(false) => {
             return fail(
                 DRIVER,
                 format!("the kernel {} has no module vfio-pci", seen.kernel.release),
                 "install the kernel's full module package (Ubuntu: linux-modules-extra), or another kernel",
             );
-        };
+        }
+        Err(why) => return unseen(DRIVER, why),
+    };
     match device.and_then(|device| device.driver.as_deref()) {
         Some(VFIO_PCI) => pass(DRIVER, "vfio-pci has it"),
         Some(driver) => pass(DRIVER, format!("{driver} has it and gets it back after an instance{loaded}")),
@@ -241,14 +243,17 @@ fn holders(seen: &Observed, state: &GpuState, lent: Option<&Lent>) -> Finding {
 fn reset(seen: &Observed, pci: &Pci, gpu: &Gpu) -> Finding {
     match Method::choose(&pci.topology, gpu) {
         None => unseen(RESET, &Unseen::Failed("no way to reset it is known".to_owned())),
-        Some(Method::Bridge(bridge)) if seen.kernel.lockdown != "none" => fail(
-            RESET,
-            format!(
-                "it can be reset only through bridge {bridge}, and the kernel's lockdown ({}) forbids that",
-                seen.kernel.lockdown
+        Some(Method::Bridge(bridge)) => match seen.kernel.lockdown.as_deref() {
+            Ok("none") => pass(RESET, format!("by {}", Method::Bridge(bridge))),
+            Ok(lockdown) => fail(
+                RESET,
+                format!(
+                    "it can be reset only through bridge {bridge}, and the kernel's lockdown ({lockdown}) forbids that"
+                ),
+                "turn Secure Boot off in the firmware setup, or boot with lockdown=none where the kernel allows it",
             ),
-            "turn Secure Boot off in the firmware setup, or boot with lockdown=none where the kernel allows it",
-        ),
+            Err(why) => unseen(RESET, why),
+        },
         Some(Method::OnlyFunction(_, method)) if method == "pm" => warn(
             RESET,
             "only by switching its power state (pm): a card may keep what a tenant left in its memory",

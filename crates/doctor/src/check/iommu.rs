@@ -51,7 +51,15 @@ fn enabled(seen: &Observed, groups: usize) -> Finding {
     if groups > 0 {
         return pass(ENABLED, format!("on: {groups} groups of devices"));
     }
-    let remedy = match seen.firmware_iommu {
+    let firmware = match &seen.firmware_iommu {
+        Ok(firmware) => firmware,
+        // That it is off is seen by the groups; who has it off is not.
+        Err(why) => {
+            let line = format!("the IOMMU is off; whether the firmware offers it was not looked at: {why}");
+            return fail(ENABLED, line, "look again; if it stays so, turn it on in the firmware setup");
+        }
+    };
+    let remedy = match firmware {
         None => {
             let name = if intel { "\"VT-d\"" } else { "\"IOMMU\" (AMD-Vi)" };
             let remedy = format!("turn on {name} in the firmware setup and boot again");

@@ -162,7 +162,7 @@ fn outside() -> Outside {
 }
 
 /// All is well.
-pub(super) fn host() -> Observed {
+pub(crate) fn host() -> Observed {
     let h100 = "NVIDIA Corporation GH100 [H100 PCIe]";
     let gpus = vec![look(CONSOLE, "ASPEED Graphics Family"), look(FIRST, h100), look(SECOND, h100)];
     Observed {
@@ -173,27 +173,29 @@ pub(super) fn host() -> Observed {
         kvm: KvmNode::Open,
         guest_code: Ok(KvmProbe::Usable),
         pci: Ok(Pci { topology: topology(), gpus, own: BTreeSet::new() }),
-        firmware_iommu: Some(Iommu::Amd),
+        firmware_iommu: Ok(Some(Iommu::Amd)),
         kernel: Kernel {
             version: Ok("6.12.41".parse().unwrap()),
             release: "6.12.41-amd64".to_owned(),
-            has_vfio_pci: true,
-            lockdown: "none".to_owned(),
-            secure_boot: false,
+            has_vfio_pci: Ok(true),
+            lockdown: Ok("none".to_owned()),
+            secure_boot: Ok(false),
         },
         programs: programs(),
         files: Files {
-            ovmf_code: true,
-            ovmf_vars: true,
-            image: Ok(
-                "/var/lib/qudata/images/0123456789abcdef/disk.qcow2, qcow2 with a disk of 10G".to_owned()
-            ),
-            has_key: true,
+            ovmf_code: Ok(true),
+            ovmf_vars: Ok(true),
+            image: Ok(ImageLook {
+                what: "/var/lib/qudata/images/0123456789abcdef/disk.qcow2, qcow2 with a disk of 10G"
+                    .to_owned(),
+                ..ImageLook::default()
+            }),
+            has_key: Ok(true),
         },
         capacity: Ok(room()),
         hugepages: Ok(Hugepages::default()),
         memlock: Some(ByteSize::from_mib(8)),
-        cgroup: Cgroup::V2(words(&["cpuset", "cpu", "io", "memory", "pids"])),
+        cgroup: Ok(Cgroup::V2(words(&["cpuset", "cpu", "io", "memory", "pids"]))),
         systemd: Systemd::Booted(SystemdLook {
             version: Ok(252),
             features: "+PAM +AUDIT +SECCOMP -APPARMOR".to_owned(),
@@ -204,7 +206,7 @@ pub(super) fn host() -> Observed {
                 result: "success".to_owned(),
             }),
         }),
-        nss: Nss { library: true, consulted: true },
+        nss: Ok(Nss { library: true, consulted: true }),
         outside: outside(),
         agent: agent(),
     }
@@ -250,7 +252,7 @@ pub(super) fn view(host: &mut Observed) -> &mut AgentView {
 pub(super) fn systemd(host: &mut Observed) -> &mut SystemdLook {
     match &mut host.systemd {
         Systemd::Booted(look) => look,
-        Systemd::NotBooted => panic!("not booted"),
+        other => panic!("{other:?}"),
     }
 }
 

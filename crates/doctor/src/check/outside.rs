@@ -81,17 +81,18 @@ fn control_plane(seen: &Observed) -> Finding {
             format!("{url} is reached and has trouble of its own"),
             "wait; the agent tries again by itself",
         ),
-        Ok(_) if !seen.files.has_key => match seen.settings.tunnel {
-            TunnelKind::Frp => fail(
+        Ok(_) => match (&seen.files.has_key, seen.settings.tunnel) {
+            (Ok(true), _) | (Err(_), TunnelKind::None) => pass(CONTROL_PLANE, format!("{url} is reached")),
+            (Err(why), TunnelKind::Frp) => unseen(CONTROL_PLANE, why),
+            (Ok(false), TunnelKind::Frp) => fail(
                 CONTROL_PLANE,
                 format!("{url} is reached, and this host has no key for it"),
                 "get a key and give it to `qudata-agent install`, or run without one: standalone = true",
             ),
-            TunnelKind::None => {
+            (Ok(false), TunnelKind::None) => {
                 pass(CONTROL_PLANE, format!("{url} is reached; without a key this host does not join it"))
             }
         },
-        Ok(_) => pass(CONTROL_PLANE, format!("{url} is reached")),
     }
 }
 
@@ -116,7 +117,7 @@ fn frps(seen: &Observed) -> Finding {
 fn agent(seen: &Observed) -> Vec<Finding> {
     let unit = match &seen.systemd {
         Systemd::Booted(look) => look.unit.as_ref().ok(),
-        Systemd::NotBooted => None,
+        Systemd::NotBooted | Systemd::Unseen(_) => None,
     };
     let view = match &seen.agent {
         AgentLook::Answers(view) => view,

@@ -56,6 +56,7 @@ fn device(seen: &Observed, emulated: bool) -> Finding {
     match &seen.kvm {
         KvmNode::Open => pass(DEVICE, "/dev/kvm can be opened"),
         KvmNode::Denied => unseen(DEVICE, &Unseen::Denied("cannot open /dev/kvm".to_owned())),
+        KvmNode::Unseen(why) => unseen(DEVICE, why),
         KvmNode::Absent => fail(
             DEVICE,
             "there is no /dev/kvm",

@@ -1,12 +1,12 @@
-//! `qemu.version`, `ovmf`, `passt`, `nftables`, `frpc`, `image`: is everything there that a VM is made of?
+//! `qemu.version`, `ovmf`, `passt`, `nftables`, `frpc`: is everything there that a VM is made of?
 
 use qudata_agent_core::settings::{FirmwareKind, TunnelKind};
 use qudata_qemu::qmp::VersionNumber;
 
-use super::{fail, pass, unseen, warn};
+use super::{fail, pass, unseen};
 use crate::{
     Finding,
-    observed::{ImageFault, Observed, Program, Unseen},
+    observed::{Observed, Program, Unseen},
 };
 
 const QEMU: &str = "qemu.version";
@@ -14,16 +14,15 @@ const OVMF: &str = "ovmf";
 const PASST: &str = "passt";
 const NFTABLES: &str = "nftables";
 const FRPC: &str = "frpc";
-const IMAGE: &str = "image";
 
 /// Ubuntu 22.04's: the oldest that is tried.
 const OLDEST_QEMU: VersionNumber = VersionNumber { major: 6, minor: 2, micro: 0 };
 
 pub(super) fn check(seen: &Observed) -> Vec<Finding> {
-    vec![qemu(seen), ovmf(seen), passt(seen), nftables(seen), frpc(seen), image(seen)]
+    vec![qemu(seen), ovmf(seen), passt(seen), nftables(seen), frpc(seen)]
 }
 
-/// Missing or broken.
+/// Missing, broken, or not known.
 fn unusable(id: &'static str, name: &str, program: &Program, package: &str) -> Option<Finding> {
     let install = format!("run `qudata-agent install`, or `apt install {package}`");
     match program {
@@ -34,20 +33,23 @@ fn unusable(id: &'static str, name: &str, program: &Program, package: &str) -> O
             format!("{name} does not run: {why}"),
             format!("install it again: `apt install --reinstall {package}`"),
         )),
+        Program::Unseen(why) => Some(unseen(id, why)),
     }
 }
 
 fn first_line(program: &Program) -> &str {
     match program {
         Program::Runs(line) => line,
-        Program::Missing | Program::Fails(_) => "",
+        Program::Missing | Program::Fails(_) | Program::Unseen(_) => "",
     }
 }
 
 fn qemu(seen: &Observed) -> Finding {
     let programs = &seen.programs;
-    let wrong = unusable(QEMU, "QEMU", &programs.qemu, "qemu-system-x86")
-        .or_else(|| unusable(QEMU, "qemu-img", &programs.qemu_img, "qemu-utils"));
+    let qemu = unusable(QEMU, "QEMU", &programs.qemu, "qemu-system-x86");
+    let qemu_img = unusable(QEMU, "qemu-img", &programs.qemu_img, "qemu-utils");
+    // The worse of the two; QEMU where both are as bad, because the last is taken.
+    let wrong = qemu_img.into_iter().chain(qemu).max_by_key(|finding| finding.verdict);
     match (wrong, programs.qemu_version) {
         (Some(wrong), _) => wrong,
         (None, Some(version)) if version < OLDEST_QEMU => fail(
@@ -64,16 +66,15 @@ fn ovmf(seen: &Observed) -> Finding {
     if settings.firmware != FirmwareKind::Uefi {
         return pass(OVMF, format!("not needed: QUDATA_FIRMWARE={}", settings.firmware));
     }
-    match (seen.files.ovmf_code, seen.files.ovmf_vars) {
-        (true, true) => pass(OVMF, settings.ovmf_code.display().to_string()),
-        (code, _) => {
-            let missing = if code { &settings.ovmf_vars } else { &settings.ovmf_code };
-            fail(
-                OVMF,
-                format!("the UEFI firmware of VMs is missing: {}", missing.display()),
-                "run `qudata-agent install`, or `apt install ovmf`",
-            )
-        }
+    let missing = |path: &std::path::Path| {
+        let line = format!("the UEFI firmware of VMs is missing: {}", path.display());
+        fail(OVMF, line, "run `qudata-agent install`, or `apt install ovmf`")
+    };
+    match (&seen.files.ovmf_code, &seen.files.ovmf_vars) {
+        (Ok(true), Ok(true)) => pass(OVMF, settings.ovmf_code.display().to_string()),
+        (Ok(false), _) => missing(&settings.ovmf_code),
+        (_, Ok(false)) => missing(&settings.ovmf_vars),
+        (Err(why), _) | (_, Err(why)) => unseen(OVMF, why),
     }
 }
 
@@ -118,24 +119,6 @@ fn frpc(seen: &Observed) -> Finding {
         Program::Fails(why) => {
             fail(FRPC, format!("frpc does not run: {why}"), "install it again: run `qudata-agent install`")
         }
-    }
-}
-
-fn image(seen: &Observed) -> Finding {
-    let path = seen.settings.base_image.display();
-    match &seen.files.image {
-        Ok(what) => pass(IMAGE, what.clone()),
-        Err(ImageFault::Missing) => fail(
-            IMAGE,
-            format!("there is no base image at {path}"),
-            "run `qudata-agent image build`, or set base_image to one that is there",
-        ),
-        Err(ImageFault::Unusable(why)) => {
-            fail(IMAGE, why.clone(), "run `qudata-agent image build`, or set base_image to another one")
-        }
-        Err(ImageFault::Unseen(why @ (Unseen::Denied(_) | Unseen::Late(_)))) => unseen(IMAGE, why),
-        Err(ImageFault::Unseen(why)) => {
-            warn(IMAGE, why.to_string(), "look at it: `qudata-agent image verify`")
-        }
+        Program::Unseen(why) => unseen(FRPC, why),
     }
 }

@@ -33,6 +33,7 @@ pub(super) fn check(seen: &Observed) -> Vec<Finding> {
     let units = match &seen.systemd {
         Systemd::NotBooted => without(seen.settings.launcher),
         Systemd::Booted(look) => vec![systemd(look), hardening(seen, look)],
+        Systemd::Unseen(why) => [SYSTEMD, HARDENING].map(|id| unseen(id, why)).into(),
     };
     let mut findings =
         vec![kernel(&seen.kernel), secure_boot(&seen.kernel), cgroup(seen), nss(seen), memlock(seen)];
@@ -59,8 +60,12 @@ fn kernel(kernel: &Kernel) -> Finding {
 }
 
 fn secure_boot(kernel: &Kernel) -> Finding {
-    let boot = if kernel.secure_boot { "Secure Boot is on" } else { "Secure Boot is off" };
-    match kernel.lockdown.as_str() {
+    let (secure_boot, lockdown) = match (&kernel.secure_boot, &kernel.lockdown) {
+        (Ok(secure_boot), Ok(lockdown)) => (*secure_boot, lockdown),
+        (Err(why), _) | (_, Err(why)) => return unseen(SECURE_BOOT, why),
+    };
+    let boot = if secure_boot { "Secure Boot is on" } else { "Secure Boot is off" };
+    match lockdown.as_str() {
         "none" => pass(SECURE_BOOT, format!("{boot}, the kernel is not locked down")),
         // What a reset through a bridge needs is checked for each GPU.
         "integrity" => pass(
@@ -76,10 +81,13 @@ fn secure_boot(kernel: &Kernel) -> Finding {
 }
 
 fn cgroup(seen: &Observed) -> Finding {
-    let confines =
-        matches!(seen.systemd, Systemd::Booted(_)) && seen.settings.launcher != LauncherKind::Detached;
+    let confines = seen.has_units().unwrap_or(true);
     let remedy = "boot with systemd.unified_cgroup_hierarchy=1";
-    match &seen.cgroup {
+    let cgroup = match &seen.cgroup {
+        Ok(cgroup) => cgroup,
+        Err(why) => return unseen(CGROUP, why),
+    };
+    match cgroup {
         Cgroup::V2(has) => {
             let missing: Vec<&str> =
                 CONTROLLERS.into_iter().filter(|name| !has.iter().any(|c| c == name)).collect();
@@ -138,7 +146,7 @@ fn hardening(seen: &Observed, look: &SystemdLook) -> Finding {
     }
     match &look.launches {
         // The name service has a check of its own, which knows what is missing.
-        Err(_) if !(seen.nss.library && seen.nss.consulted) => {
+        Err(_) if seen.nss.as_ref().is_ok_and(|nss| !(nss.library && nss.consulted)) => {
             unseen(HARDENING, &Unseen::Needs("VMs cannot have users of their own"))
         }
         Err(why @ Unseen::Late(_)) => unseen(HARDENING, why),
@@ -159,11 +167,14 @@ fn hardening(seen: &Observed, look: &SystemdLook) -> Finding {
 }
 
 fn nss(seen: &Observed) -> Finding {
-    if matches!(seen.systemd, Systemd::NotBooted) || seen.settings.launcher == LauncherKind::Detached {
-        return pass(NSS, "not needed: VMs are not units of systemd here");
-    }
+    let nss = match (seen.has_units(), &seen.nss) {
+        (Ok(false), _) => return pass(NSS, "not needed: VMs are not units of systemd here"),
+        (Err(why), _) => return unseen(NSS, &why),
+        (Ok(true), Err(why)) => return unseen(NSS, why),
+        (Ok(true), Ok(nss)) => nss,
+    };
     let install = "install libnss-systemd (Debian and Ubuntu: apt install libnss-systemd)";
-    match (seen.nss.library, seen.nss.consulted) {
+    match (nss.library, nss.consulted) {
         (true, true) => pass(NSS, "VMs can have users of their own"),
         (false, _) => fail(NSS, "libnss-systemd is missing: VMs cannot have users of their own", install),
         (true, false) => fail(
@@ -177,16 +188,15 @@ fn nss(seen: &Observed) -> Finding {
 /// A unit gets a limit of its own, and so does what root starts detached.
 fn memlock(seen: &Observed) -> Finding {
     let needed = seen.settings.vm_memory.saturating_add(BESIDE_RAM);
-    let units =
-        matches!(seen.systemd, Systemd::Booted(_)) && seen.settings.launcher != LauncherKind::Detached;
-    match seen.memlock {
-        _ if units => pass(MEMLOCK, "each VM's unit gets what its RAM needs"),
-        None => pass(MEMLOCK, "no limit"),
-        Some(limit) if limit >= needed => pass(MEMLOCK, format!("{}M may be locked", limit.mib())),
-        Some(limit) if seen.is_root => {
+    match (seen.memlock, seen.has_units()) {
+        (_, Ok(true)) => pass(MEMLOCK, "each VM's unit gets what its RAM needs"),
+        (None, _) => pass(MEMLOCK, "no limit"),
+        (Some(limit), _) if limit >= needed => pass(MEMLOCK, format!("{}M may be locked", limit.mib())),
+        (Some(limit), _) if seen.is_root => {
             pass(MEMLOCK, format!("{}M here; the agent raises it for each VM as root", limit.mib()))
         }
-        Some(limit) => warn(
+        (Some(_), Err(why)) => unseen(MEMLOCK, &why),
+        (Some(limit), Ok(false)) => warn(
             MEMLOCK,
             format!(
                 "{}M may be locked by this user, and a VM with a GPU locks {}M",

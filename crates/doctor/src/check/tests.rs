@@ -43,6 +43,10 @@ fn holder(name: &str, unit: Option<&str>, pid: u32) -> Holder {
     })
 }
 
+fn late() -> Unseen {
+    Unseen::Late(Duration::from_millis(2500))
+}
+
 /// Each spoils a healthy host and changes one finding for the worse.
 const CASES: &[Case] = &[
     (
@@ -162,10 +166,16 @@ const CASES: &[Case] = &[
         "older",
         "update",
     ),
-    (|h| h.kernel.lockdown = "confidentiality".into(), "secure_boot", Warn, "confidentiality", "integrity"),
-    (|h| h.cgroup = Cgroup::V1, "cgroup", Warn, "version 1", "unified_cgroup_hierarchy"),
     (
-        |h| h.cgroup = Cgroup::V2(vec!["cpu".into(), "pids".into()]),
+        |h| h.kernel.lockdown = Ok("confidentiality".into()),
+        "secure_boot",
+        Warn,
+        "confidentiality",
+        "integrity",
+    ),
+    (|h| h.cgroup = Ok(Cgroup::V1), "cgroup", Warn, "version 1", "unified_cgroup_hierarchy"),
+    (
+        |h| h.cgroup = Ok(Cgroup::V2(vec!["cpu".into(), "pids".into()])),
         "cgroup",
         Warn,
         "without memory",
@@ -180,7 +190,7 @@ const CASES: &[Case] = &[
         "dbus",
     ),
     (|h| systemd(h).features = "-SECCOMP".into(), "systemd.hardening", Warn, "seccomp", "systemd"),
-    (|h| h.nss.consulted = false, "nss_systemd", Fail, "nsswitch", "passwd:"),
+    (|h| h.nss.as_mut().unwrap().consulted = false, "nss_systemd", Fail, "nsswitch", "passwd:"),
     (|h| capacity(h).memory_total = ByteSize::from_gib(2), "memory", Fail, "not enough", "more RAM"),
     (|h| capacity(h).memory_available = ByteSize::from_gib(2), "memory", Fail, "other programs", "ps aux"),
     (
@@ -201,8 +211,17 @@ const CASES: &[Case] = &[
     (|h| h.hugepages = Err(Unseen::Failed("odd".into())), "hugepages", Warn, "odd", "look again"),
     (|h| h.programs.qemu = Program::Missing, "qemu.version", Fail, "not installed", "qemu-system-x86"),
     (|h| h.programs.qemu_img = Program::Missing, "qemu.version", Fail, "qemu-img", "qemu-utils"),
-    (|h| h.files.ovmf_vars = false, "ovmf", Fail, "VARS", "apt install ovmf"),
+    (|h| h.files.ovmf_vars = Ok(false), "ovmf", Fail, "VARS", "apt install ovmf"),
     (|h| h.programs.passt = Program::Fails("libc".into()), "passt", Fail, "libc", "--reinstall passt"),
+    (|h| h.programs.passt = Program::Unseen(late()), "passt", Warn, "no answer", "look again"),
+    (|h| h.programs.qemu_img = Program::Unseen(late()), "qemu.version", Warn, "no answer", "look again"),
+    (|h| h.programs.frpc = Program::Unseen(late()), "frpc", Warn, "no answer", "look again"),
+    (|h| h.files.ovmf_code = Err(late()), "ovmf", Warn, "no answer", "look again"),
+    (|h| h.nss = Err(late()), "nss_systemd", Warn, "no answer", "look again"),
+    (|h| h.cgroup = Err(late()), "cgroup", Warn, "no answer", "look again"),
+    (|h| h.kvm = KvmNode::Unseen(late()), "kvm.device", Warn, "no answer", "look again"),
+    (|h| h.kernel.secure_boot = Err(late()), "secure_boot", Warn, "no answer", "look again"),
+    (|h| h.kernel.lockdown = Err(late()), "secure_boot", Warn, "no answer", "look again"),
     (|h| h.programs.nft = Program::Missing, "nftables", Fail, "not installed", "nftables"),
     (
         |h| h.programs.nft_works = Err(Unseen::Failed("EPROTONOSUPPORT".into())),
@@ -220,6 +239,13 @@ const CASES: &[Case] = &[
         Fail,
         "VMDK",
         "image build",
+    ),
+    (
+        |h| h.files.image = Err(ImageFault::Unseen(Unseen::Failed("cannot read it: EIO".into()))),
+        "image",
+        Warn,
+        "qudata-base.qcow2 was not looked at: cannot read it: EIO",
+        "qemu-img info /var/lib/qudata/images/qudata-base.qcow2",
     ),
     (|h| h.outside.synchronized = Ok(false), "time.sync", Warn, "not kept", "set-ntp"),
     (
@@ -347,7 +373,7 @@ fn who_has_the_iommu_off_is_told_and_nothing_is_told_twice() {
     for (firmware, subject, remedy) in table {
         let mut off = host();
         without_iommu(&mut off);
-        off.firmware_iommu = firmware;
+        off.firmware_iommu = Ok(firmware);
         let findings = check(&off);
         let failed: Vec<&Finding> = findings.iter().filter(|f| f.verdict == Fail).collect();
         let [cause] = failed.as_slice() else { panic!("{}", text(&findings)) };
@@ -405,12 +431,78 @@ fn a_reset_through_the_bridge_needs_an_open_kernel() {
     of(&mut bridge, FIRST).reset_methods.clear();
     let by_bridge = |host: &Observed| check(host).into_iter().find(|f| f.id == "gpu.reset").unwrap();
     assert!(by_bridge(&bridge).line.contains("bus reset by bridge 0000:40:01.0"), "{:?}", by_bridge(&bridge));
-    bridge.kernel.lockdown = "integrity".into();
+    bridge.kernel.lockdown = Ok("integrity".into());
     assert_eq!(by_bridge(&bridge).verdict, Fail);
+    bridge.kernel.lockdown = Err(Unseen::Failed("odd".into()));
+    assert_eq!(by_bridge(&bridge).verdict, Warn);
     let mut power = host();
     of(&mut power, FIRST).reset_methods = vec!["pm".into()];
     of(&mut power, FIRST).upstream.clear();
     assert_eq!(by_bridge(&power).verdict, Warn, "{:?}", by_bridge(&power));
+}
+
+/// An image folder on a file system that does not answer, a kernel that is slow to tell: no failure follows from what was
+/// not seen, however much leans on it.
+#[test]
+fn what_was_not_looked_at_fails_nothing() {
+    let mut slow = host();
+    slow.kernel = Kernel {
+        version: Err(late()),
+        release: String::new(),
+        has_vfio_pci: Err(late()),
+        lockdown: Err(late()),
+        secure_boot: Err(late()),
+    };
+    bus(&mut slow).topology.isolation.vfio_pci = false;
+    slow.firmware_iommu = Err(late());
+    slow.cgroup = Err(late());
+    slow.nss = Err(late());
+    slow.systemd = Systemd::Unseen(late());
+    slow.kvm = KvmNode::Unseen(late());
+    slow.files = Files {
+        ovmf_code: Err(late()),
+        ovmf_vars: Err(late()),
+        image: Err(ImageFault::Unseen(late())),
+        has_key: Err(late()),
+    };
+    let Programs { qemu, qemu_img, passt, nft, frpc, .. } = &mut slow.programs;
+    [qemu, qemu_img, passt, nft, frpc].into_iter().for_each(|program| *program = Program::Unseen(late()));
+    // An agent that is connected would have a key.
+    view(&mut slow).control_plane = None;
+    slow.is_root = false;
+    let findings = check(&slow);
+    complete(&findings, true);
+    assert!(findings.iter().all(|finding| finding.verdict != Fail), "{}", text(&findings));
+    for id in [
+        "kvm.device",
+        "gpu.driver",
+        "kernel.version",
+        "secure_boot",
+        "cgroup",
+        "systemd.version",
+        "systemd.hardening",
+        "nss_systemd",
+        "memlock",
+        "qemu.version",
+        "ovmf",
+        "passt",
+        "nftables",
+        "frpc",
+        "image",
+        "control_plane",
+    ] {
+        assert!(verdicts(&slow, id).contains(&Warn), "{id}: {}", text(&findings));
+    }
+}
+
+#[test]
+fn an_iommu_that_is_off_fails_also_when_nobody_knows_who_has_it_off() {
+    let mut off = host();
+    without_iommu(&mut off);
+    off.firmware_iommu = Err(late());
+    let findings = check(&off);
+    let found = findings.iter().find(|finding| finding.id == "iommu.enabled").unwrap();
+    assert_eq!((found.verdict, found.subject.as_deref()), (Fail, None), "{found:?}");
 }
 
 #[test]
@@ -430,7 +522,7 @@ fn what_is_not_needed_does_not_fail() {
     let mut alone = bare();
     alone.settings =
         settings(&[("QUDATA_STANDALONE", "true"), ("QUDATA_ACCEL", "tcg"), ("QUDATA_FIRMWARE", "bios")]);
-    alone.files.ovmf_code = false;
+    alone.files.ovmf_code = Ok(false);
     alone.outside.control_plane = None;
     alone.outside.frps = None;
     alone.kvm = KvmNode::Absent;
@@ -443,7 +535,7 @@ fn what_is_not_needed_does_not_fail() {
 #[test]
 fn a_host_without_a_key_is_told_before_the_agent_refuses_to_start() {
     let mut keyless = host();
-    keyless.files.has_key = false;
+    keyless.files.has_key = Ok(false);
     assert_eq!(verdicts(&keyless, "control_plane"), [Pass], "an agent that is connected has one");
     view(&mut keyless).control_plane = Some("down".into());
     assert_eq!(verdicts(&keyless, "control_plane"), [Fail]);

@@ -65,7 +65,10 @@ pub(super) const IMAGE: Explanation = Explanation {
     title: "there is a base image for disks",
     text: "Disks of instances are layers over a base image that nobody writes: base_image, by default a link in image_dir to the \
            current one. `qudata-agent image build` makes one from a cloud image, with the GPU driver in it, and proves what \
-           it downloads. An image that depends on other files, is encrypted or was not closed is refused.",
+           it downloads. An image that depends on other files, is encrypted or was not closed is refused.\n\n\
+           Each VM runs as a user of its own, so others must be able to read the image (mode o+r; with firmware = \"direct\" \
+           also its .vmlinuz and .initrd, which lie beside the file that a link leads to) and to pass the folders above it \
+           (o+x). Folders below /home, /root and /tmp may stay closed where VMs are units of systemd.",
 };
 
 pub(super) const TIME_SYNC: Explanation = Explanation {

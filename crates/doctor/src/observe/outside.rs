@@ -76,7 +76,7 @@ async fn synchronized(look: &Look) -> Seen<bool> {
     let left: Duration = look.end.saturating_duration_since(tokio::time::Instant::now());
     let args = ["show", "--property=NTPSynchronized", "--value"];
     let run = Tool::new("timedatectl").args(args).deadline(left).run().await;
-    let output = run.map_err(|error| Unseen::Failed(chain(&error)))?;
+    let output = run.map_err(|error| look.untold(&error))?;
     match String::from_utf8_lossy(&output.stdout).trim() {
         "yes" => Ok(true),
         "no" => Ok(false),

@@ -20,7 +20,7 @@ pub(super) async fn observe(look: &Look) -> ProcessorLook {
     let processor = look.read(|look| Ok(parse(&text(&look.root.join("proc/cpuinfo"))?)));
     let kvm = look.read(|look| Ok(node(&look.root.join("dev/kvm"))));
     let processor = processor.await;
-    let kvm = kvm.await.unwrap_or_else(|unseen| KvmNode::Broken(unseen.to_string()));
+    let kvm = kvm.await.unwrap_or_else(KvmNode::Unseen);
     let guest_code = match &kvm {
         _ if look.settings.accel == Accel::Tcg => {
             Err(Unseen::Needs("guests are emulated (QUDATA_ACCEL=tcg)"))
@@ -29,6 +29,7 @@ pub(super) async fn observe(look: &Look) -> ProcessorLook {
         KvmNode::Absent => Err(Unseen::Needs("there is no /dev/kvm")),
         KvmNode::Denied => Err(Unseen::Denied("cannot open /dev/kvm".to_owned())),
         KvmNode::Broken(_) => Err(Unseen::Needs("/dev/kvm cannot be opened")),
+        KvmNode::Unseen(_) => Err(Unseen::Needs("/dev/kvm was not looked at")),
     };
     ProcessorLook { processor, kvm, guest_code }
 }

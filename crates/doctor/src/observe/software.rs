@@ -1,22 +1,13 @@
 //! The programs and files that the settings name.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::Path, time::Duration};
 
-use qudata_agent_core::settings::FirmwareKind;
 use qudata_host::causes::chain;
 use qudata_host::command::{Tool, ToolError};
-use qudata_qemu::{
-    disk::inspect_base,
-    firmware,
-    version::{QemuVersionError, observe_qemu},
-};
+use qudata_qemu::version::{QemuVersionError, observe_qemu};
 
-use super::{Look, unreadable};
-use crate::observed::{Files, ImageFault, Program, Programs, Unseen};
+use super::{Look, image, is_file};
+use crate::observed::{Files, Program, Programs, Seen, Unseen};
 
 /// Where the installation keeps the key of the control plane; systemd gives it to the agent alone.
 const KEY_FILE: &str = "/etc/qudata/api_key";
@@ -35,9 +26,9 @@ pub(super) async fn programs(look: &Look) -> Programs {
     );
     let (qemu, qemu_version) = match qemu {
         Ok(Ok(found)) => (Program::Runs(format!("QEMU {} {}", found.qemu, found.package)), Some(found.qemu)),
-        Ok(Err(QemuVersionError::Run(error))) => (failed(&error), None),
+        Ok(Err(QemuVersionError::Run(error))) => (failed(look, &error), None),
         Ok(Err(error)) => (Program::Fails(error.to_string()), None),
-        Err(unseen) => (Program::Fails(unseen.to_string()), None),
+        Err(unseen) => (Program::Unseen(unseen), None),
     };
     Programs { qemu, qemu_version, qemu_img, passt, nft, nft_works, frpc }
 }
@@ -51,13 +42,14 @@ async fn program(look: &Look, program: &Path) -> Program {
             let text = String::from_utf8_lossy(&text);
             Program::Runs(text.lines().next().unwrap_or_default().trim().chars().take(80).collect())
         }
-        Err(error) => failed(&error),
+        Err(error) => failed(look, &error),
     }
 }
 
-fn failed(error: &ToolError) -> Program {
+fn failed(look: &Look, error: &ToolError) -> Program {
     match error {
         ToolError::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => Program::Missing,
+        ToolError::TimedOut { .. } => Program::Unseen(look.untold(error)),
         error => Program::Fails(chain(error)),
     }
 }
@@ -67,10 +59,11 @@ async fn nft_works(look: &Look) -> Result<(), Unseen> {
     let run = Tool::new("nft").args(["list", "tables"]).deadline(left(look)).run().await;
     match run {
         Ok(_) => Ok(()),
+        Err(error @ ToolError::TimedOut { .. }) => Err(look.untold(&error)),
         Err(_) if !rustix::process::geteuid().is_root() => {
             Err(Unseen::Denied("the kernel's tables cannot be listed".to_owned()))
         }
-        Err(error) => Err(Unseen::Failed(chain(&error))),
+        Err(error) => Err(look.untold(&error)),
     }
 }
 
@@ -79,64 +72,72 @@ fn left(look: &Look) -> Duration {
 }
 
 pub(super) async fn files(look: &Look) -> Files {
-    let unseen = |unseen: Unseen| Files {
-        ovmf_code: false,
-        ovmf_vars: false,
-        image: Err(ImageFault::Unseen(unseen)),
-        has_key: false,
+    // Each on its own: a file system that does not answer costs what lies on it, and nothing else.
+    let there = |path: &Path| {
+        let path = look.under(path);
+        look.read(move |_| is_file(&path))
     };
-    look.read(|look| Ok(read_files(look))).await.unwrap_or_else(unseen)
+    let (code, vars) = (there(&look.settings.ovmf_code), there(&look.settings.ovmf_vars));
+    let key = look.read(has_key);
+    let (ovmf_code, ovmf_vars, has_key, image) = tokio::join!(code, vars, key, image::observe(look));
+    Files { ovmf_code, ovmf_vars, image, has_key }
 }
 
-fn read_files(look: &Look) -> Files {
-    let settings = &look.settings;
-    let there = |path: &Path| look.under(path).is_file();
-    let registered = REGISTERED.iter().all(|name| there(&settings.data_dir.join(name)));
-    Files {
-        ovmf_code: there(&settings.ovmf_code),
-        ovmf_vars: there(&settings.ovmf_vars),
-        image: image(&look.under(&settings.base_image), settings.firmware),
-        has_key: settings.api_key.is_some() || registered || there(Path::new(KEY_FILE)),
+fn has_key(look: &Look) -> Seen<bool> {
+    if look.settings.api_key.is_some() {
+        return Ok(true);
     }
-}
-
-fn image(path: &Path, firmware: FirmwareKind) -> Result<String, ImageFault> {
-    // Behind the link that names the current one.
-    let real: PathBuf = match std::fs::canonicalize(path) {
-        Ok(real) => real,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ImageFault::Missing),
-        Err(error) => return Err(ImageFault::Unseen(unreadable(path, &error))),
-    };
-    let unusable = |error: &dyn std::error::Error| ImageFault::Unusable(chain(error));
-    if let Err(error) = std::fs::File::open(&real) {
-        return Err(ImageFault::Unseen(unreadable(&real, &error)));
+    let kept = is_file(&look.under(Path::new(KEY_FILE)));
+    if kept == Ok(true) {
+        return kept;
     }
-    let base = inspect_base(&real).map_err(|error| unusable(&error))?;
-    if firmware == FirmwareKind::Direct {
-        let found = firmware::find_boot_files(&real).or_else(|_| firmware::find_boot_files(path));
-        found.map_err(|error| unusable(&error))?;
-    }
-    Ok(format!("{}, {} with a disk of {}", real.display(), base.format, base.virtual_size))
+    let data_dir = look.under(&look.settings.data_dir);
+    let registered: Seen<Vec<bool>> = REGISTERED.iter().map(|name| is_file(&data_dir.join(name))).collect();
+    if registered?.iter().all(|there| *there) { Ok(true) } else { kept }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
     use super::*;
+    use crate::observe::tests::look;
+
+    /// A program that says nothing for a minute.
+    fn silent(dir: &Path) -> std::path::PathBuf {
+        let path = dir.join("program");
+        std::fs::write(&path, "#!/bin/sh\nexec sleep 60\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_slow_is_not_told_as_broken() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut look = look(Duration::from_millis(300));
+        let path = silent(dir.path());
+        look.settings.qemu_binary.clone_from(&path);
+        look.settings.frpc_binary = path;
+        look.settings.passt_binary = "/nonexistent/passt".into();
+        let seen = programs(&look).await;
+        let late = Program::Unseen(Unseen::Late(Duration::from_millis(300)));
+        assert_eq!((&seen.qemu, &seen.frpc), (&late, &late));
+        assert_eq!(seen.passt, Program::Missing);
+    }
 
     #[test]
-    fn images_are_looked_at_behind_their_link() {
+    fn a_key_that_cannot_be_looked_for_is_not_missing() {
         let dir = tempfile::tempdir().unwrap();
-        let (link, disk) = (dir.path().join("qudata-base.qcow2"), dir.path().join("disk.raw"));
-        assert_eq!(image(&link, FirmwareKind::Uefi), Err(ImageFault::Missing));
-        std::os::unix::fs::symlink(&disk, &link).unwrap();
-        assert_eq!(image(&link, FirmwareKind::Uefi), Err(ImageFault::Missing), "a link to nothing");
-        std::fs::write(&disk, [0; 1024]).unwrap();
-        let seen = image(&link, FirmwareKind::Uefi).unwrap();
-        assert!(seen.ends_with("disk.raw, raw with a disk of 1K"), "{seen}");
-        let fault = image(&link, FirmwareKind::Direct).unwrap_err();
-        assert!(matches!(&fault, ImageFault::Unusable(why) if why.contains("vmlinuz")), "{fault:?}");
-        std::fs::write(&disk, b"KDMV").unwrap();
-        let fault = image(&link, FirmwareKind::Uefi).unwrap_err();
-        assert!(matches!(&fault, ImageFault::Unusable(why) if why.contains("VMDK")), "{fault:?}");
+        let mut look = look(Duration::from_secs(10));
+        look.root = dir.path().to_owned();
+        look.settings.api_key = None;
+        assert_eq!(has_key(&look), Ok(false));
+        let data = look.under(&look.settings.data_dir);
+        std::fs::create_dir_all(&data).unwrap();
+        symlink("agent_id", data.join("agent_id")).unwrap();
+        assert!(has_key(&look).is_err());
+        std::fs::create_dir_all(dir.path().join("etc/qudata")).unwrap();
+        std::fs::write(dir.path().join("etc/qudata/api_key"), "").unwrap();
+        assert_eq!(has_key(&look), Ok(true), "it is kept; more is not asked");
     }
 }

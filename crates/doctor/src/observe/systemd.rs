@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use qudata_host::{causes::chain, command::Tool, launch::Launcher};
 
-use super::{Look, text};
+use super::{Look, is_absent, text_if_any, unreadable};
 use crate::observed::{Nss, Seen, Systemd, SystemdLook, Unit, Unseen};
 
 /// The agent's unit.
@@ -16,15 +16,17 @@ const LIBRARIES: [&str; 5] =
 /// What is here.
 pub(super) struct SystemdSide {
     pub(super) systemd: Systemd,
-    pub(super) nss: Nss,
+    pub(super) nss: Seen<Nss>,
 }
 
 pub(super) async fn observe(look: &Look) -> SystemdSide {
-    let nss = look.read(|look| Ok(nss(&look.root)));
+    let nss = look.read(|look| nss(&look.root));
     let booted = look.read(|look| Ok(look.root.join("run/systemd/system").is_dir()));
-    let nss = nss.await.unwrap_or(Nss { library: false, consulted: false });
-    if !booted.await.unwrap_or(false) {
-        return SystemdSide { systemd: Systemd::NotBooted, nss };
+    let (nss, booted) = tokio::join!(nss, booted);
+    match booted {
+        Ok(true) => {}
+        Ok(false) => return SystemdSide { systemd: Systemd::NotBooted, nss },
+        Err(why) => return SystemdSide { systemd: Systemd::Unseen(why), nss },
     }
     let launches = async { Launcher::systemd().await.map(drop).map_err(|e| Unseen::Failed(chain(&e))) };
     let (banner, launches, unit) = tokio::join!(banner(look), look.by_end(launches), unit(look));
@@ -36,7 +38,7 @@ pub(super) async fn observe(look: &Look) -> SystemdSide {
 async fn systemctl(look: &Look, args: &[&str]) -> Seen<String> {
     let left: Duration = look.end.saturating_duration_since(tokio::time::Instant::now());
     let run = Tool::new("systemctl").args(args.iter().copied()).deadline(left).run().await;
-    let output = run.map_err(|error| Unseen::Failed(chain(&error)))?;
+    let output = run.map_err(|error| look.untold(&error))?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -68,13 +70,22 @@ fn parse_unit(text: &str) -> Unit {
     Unit { load: value("LoadState"), active: value("ActiveState"), result: value("Result") }
 }
 
-fn nss(root: &Path) -> Nss {
-    let switch = text(&root.join("etc/nsswitch.conf")).unwrap_or_default();
+fn nss(root: &Path) -> Seen<Nss> {
+    // Without the file users are looked for in files alone.
+    let switch = text_if_any(&root.join("etc/nsswitch.conf"))?.unwrap_or_default();
     let line = switch.lines().find_map(|line| line.trim().strip_prefix("passwd:"));
     let consulted =
         line.is_some_and(|sources| sources.split_ascii_whitespace().any(|word| word == "systemd"));
-    let library = LIBRARIES.iter().any(|dir| root.join(dir).join("libnss_systemd.so.2").exists());
-    Nss { library, consulted }
+    let mut library = false;
+    for dir in LIBRARIES {
+        let path = root.join(dir).join("libnss_systemd.so.2");
+        library |= match std::fs::metadata(&path) {
+            Ok(_) => true,
+            Err(error) if is_absent(&error) => false,
+            Err(error) => return Err(unreadable(&path, &error)),
+        };
+    }
+    Ok(Nss { library, consulted })
 }
 
 #[cfg(test)]
@@ -98,11 +109,14 @@ mod tests {
     #[test]
     fn the_name_service() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(nss(dir.path()), Nss { library: false, consulted: false });
+        assert_eq!(nss(dir.path()), Ok(Nss { library: false, consulted: false }));
         std::fs::create_dir_all(dir.path().join("etc")).unwrap();
         std::fs::create_dir_all(dir.path().join("usr/lib64")).unwrap();
         std::fs::write(dir.path().join("etc/nsswitch.conf"), "# x\npasswd: files systemd\n").unwrap();
         std::fs::write(dir.path().join("usr/lib64/libnss_systemd.so.2"), "").unwrap();
-        assert_eq!(nss(dir.path()), Nss { library: true, consulted: true });
+        assert_eq!(nss(dir.path()), Ok(Nss { library: true, consulted: true }));
+        std::fs::remove_file(dir.path().join("etc/nsswitch.conf")).unwrap();
+        std::os::unix::fs::symlink("nsswitch.conf", dir.path().join("etc/nsswitch.conf")).unwrap();
+        assert!(nss(dir.path()).is_err(), "what cannot be read is not what is missing");
     }
 }

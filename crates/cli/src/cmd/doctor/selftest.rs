@@ -5,9 +5,12 @@
 //! create ─▶ ready ─▶ log in: gpu_seen, nvidia_smi ─┐
 //!    └─ any failure, interruption ─────────────────┴─▶ deleted ─▶ gpu_back
 //! ```
+//! An order whose answer is lost may have become an instance, which would keep its GPU: it is looked for by its name.
 
 mod aftermath;
 mod interruption;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -38,8 +41,6 @@ const NVIDIA_SMI: &str = "selftest.nvidia_smi";
 const LOOK: Duration = Duration::from_millis(500);
 /// An agent that is restarted is back within some seconds.
 const RESTART: Duration = Duration::from_secs(30);
-/// How long an order that was interrupted may take to become an instance.
-const ORDER_SETTLES: Duration = Duration::from_secs(2);
 /// NVIDIA's vendor id, as the API writes it.
 const NVIDIA: &str = "10de";
 
@@ -118,6 +119,8 @@ struct Trial<'a> {
     name: String,
     /// Known once the order is answered.
     id: Option<Uuid>,
+    /// The order was sent, and what became of it is not known.
+    is_open: bool,
 }
 
 impl Trial<'_> {
@@ -164,16 +167,13 @@ impl Test<'_> {
     /// From the order to the last trace. An interruption is an error, after everything was cleared away.
     async fn one(&mut self, gpu: Option<&GpuView>, interruption: &mut Interruption) -> Result<(), Failure> {
         let name = format!("selftest-{}", Uuid::new_v4().simple().to_string().get(..8).unwrap_or_default());
-        let mut trial = Trial { gpu, name, id: None };
+        let mut trial = Trial { gpu, name, id: None, is_open: false };
         let done = tokio::select! {
             done = self.try_out(&mut trial) => Some(done),
             () = interruption.happens() => None,
         };
-        if done.is_none() && trial.id.is_none() {
-            sleep(ORDER_SETTLES).await;
-            let ordered = self.agent.instances().await?;
-            trial.id =
-                ordered.iter().find(|instance| instance.name == trial.name).map(|instance| instance.id);
+        if trial.is_open {
+            self.find(&mut trial).await;
         }
         if self.wish.keep {
             self.kept.extend(trial.id.map(|_| trial.name.clone()));
@@ -184,6 +184,9 @@ impl Test<'_> {
             return done;
         }
         let state = match (trial.id, self.wish.keep) {
+            (None, _) if trial.is_open => {
+                format!("whether the instance {} was made is not known", trial.name)
+            }
             (None, _) => "no instance was made".to_owned(),
             (Some(_), true) => format!("the instance {} is kept", trial.name),
             (Some(_), false) => format!("the instance {} was deleted", trial.name),
@@ -213,9 +216,10 @@ impl Test<'_> {
             // A label that nobody else has; gone with the instance.
             tunnel_token: (self.host.tunnel == "frp").then_some(&trial.name),
         };
+        trial.is_open = true;
         match self.agent.send::<Created>(Method::POST, "/instances", &order).await {
             Ok(created) => {
-                trial.id = Some(created.id);
+                (trial.id, trial.is_open) = (Some(created.id), false);
                 self.found(
                     trial,
                     CREATE,
@@ -225,6 +229,7 @@ impl Test<'_> {
                 true
             }
             Err(failure) => {
+                trial.is_open = !refuses(failure.exit);
                 let remedy = "run `qudata-agent doctor`, which says what is in the way";
                 self.found(trial, CREATE, Verdict::Fail, (failure.sentence, Some(remedy)));
                 false
@@ -319,6 +324,15 @@ impl Test<'_> {
                 self.found(trial, NVIDIA_SMI, Verdict::Fail, (why, Some(remedy)));
             }
         }
+    }
+}
+
+/// Whether the agent said no to an order: then there is no instance. Any other failure may have come after the instance was
+/// made.
+fn refuses(exit: Exit) -> bool {
+    match exit {
+        Exit::Usage | Exit::NotFound | Exit::Refused | Exit::NoCapacity => true,
+        Exit::Done | Exit::Failed | Exit::Unreachable | Exit::TimedOut => false,
     }
 }
 

@@ -1,5 +1,5 @@
-//! The end of each trial of a self-test: the instance is deleted, its GPU comes back. Goes on whatever fails, because
-//! nothing of a test may stay behind.
+//! The end of each trial of a self-test: the instance is found, whatever became of the answer to its order, and deleted;
+//! its GPU comes back. Goes on whatever fails, because nothing of a test may stay behind.
 
 use std::time::Duration;
 
@@ -7,18 +7,44 @@ use qudata_api::{GpuState, GpuView, Teardown};
 use qudata_doctor::Verdict;
 use tokio::time::{Instant, sleep};
 
-use super::{LOOK, Test, Trial};
+use super::{LOOK, RESTART, Test, Trial};
 use crate::{exit::Exit, render::line};
 
 const DELETED: &str = "selftest.deleted";
 const GPU_BACK: &str = "selftest.gpu_back";
 
+/// How long an order that was not answered may take to become an instance.
+const ORDER_SETTLES: Duration = Duration::from_secs(2);
 /// A guest that does not power off in time is ended by the agent well before this.
 const DELETE_DEADLINE: Duration = Duration::from_secs(180);
 /// The agent gives a reset and the check 90 s, and whoever still has the GPU open some time before.
 const BACK_DEADLINE: Duration = Duration::from_secs(180);
 
 impl Test<'_> {
+    /// Looks for the instance of an order that was not answered. An agent that went away with the answer is waited for:
+    /// only it can tell. What it does not tell is a finding, because then something may stay behind.
+    pub(super) async fn find(&mut self, trial: &mut Trial<'_>) {
+        sleep(ORDER_SETTLES).await;
+        let end = Instant::now() + RESTART;
+        let why = loop {
+            match self.agent.instances().await {
+                Ok(instances) => {
+                    let ours = instances.iter().find(|instance| instance.name == trial.name);
+                    (trial.id, trial.is_open) = (ours.map(|instance| instance.id), false);
+                    return;
+                }
+                Err(failure) if Instant::now() > end => break failure.sentence,
+                Err(_) => sleep(LOOK).await,
+            }
+        };
+        let text = format!("whether the instance {} was made is not known: {why}", trial.name);
+        let remedy = format!(
+            "if `qudata-agent instance list` shows it: `qudata-agent instance delete {}`",
+            trial.name
+        );
+        self.found(trial, DELETED, Verdict::Fail, (text, Some(&remedy)));
+    }
+
     /// Deletes the instance and waits for its GPU. Goes on whatever fails.
     pub(super) async fn clear_away(&mut self, trial: &Trial<'_>) {
         let Some(path) = trial.path() else { return };
