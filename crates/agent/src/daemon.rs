@@ -140,6 +140,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     problems.extend(noted.err().map(|error| images::not_noted(&error)));
     let instances = Instances::new(site.clone(), port);
     let held = records.iter().flat_map(|record| record.leases.gpus.iter().copied()).collect();
+    site.gpus.resume_services().await;
     problems.extend(recovery::recover(&site, records, &instances).await);
     site.gpus.recover(&held);
     instances.report(problems);

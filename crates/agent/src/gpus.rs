@@ -4,9 +4,12 @@
 //! What takes time or may hang happens in short-lived children of `qudata_vfio`, one GPU at a time (its turn); reads
 //! are snapshots and never wait.
 
+mod bound;
 pub mod card;
 mod cycle;
+mod identity;
 pub mod record;
+mod services;
 mod view;
 mod watch;
 
@@ -34,13 +37,13 @@ use qudata_vfio::{
 use tokio::{sync::oneshot, task::JoinHandle};
 use uuid::Uuid;
 
+pub use self::{
+    bound::{BoundFunction, BoundGpu, GpuError},
+    watch::OperatorError,
+};
 use self::{
     card::{Card, Obstacle},
     record::{GpuRecord, Life},
-};
-pub use self::{
-    cycle::{BoundFunction, BoundGpu, GpuError},
-    watch::OperatorError,
 };
 use crate::store::{Store, StoreError};
 
@@ -129,6 +132,7 @@ impl Gpus {
         if gpus.inner.setup.enabled {
             gpus.look().await;
             gpus.take_in(records);
+            gpus.doubt();
             gpus.look().await;
         }
         gpus
@@ -167,7 +171,8 @@ impl Gpus {
                 continue;
             }
             let record = record.unwrap_or_else(|| GpuRecord::new(gpu.address, &setup.boot_id));
-            cards.insert(gpu.address, Card::new(gpu, record));
+            let meant = named || setup.configured.is_empty();
+            cards.insert(gpu.address, Card { meant, ..Card::new(gpu, record) });
         }
         let absent = setup.configured.iter().copied().filter(|address| {
             !cards.values().any(|card| card.gpu.functions.contains(address)) && !known.contains_key(address)
@@ -315,9 +320,20 @@ impl Gpus {
         life: Life,
         change: impl FnOnce(&mut GpuRecord),
     ) -> Result<GpuRecord, AdvanceError> {
+        self.step(address, |_| life, change).await
+    }
+
+    /// The same to where `next` says, which sees where it is by then.
+    async fn step(
+        &self,
+        address: PciAddress,
+        next: impl FnOnce(Life) -> Life,
+        change: impl FnOnce(&mut GpuRecord),
+    ) -> Result<GpuRecord, AdvanceError> {
         let _commit = self.inner.commit.lock().await;
         let mut record = self.record(address).ok_or(AdvanceError::Unknown { address })?;
-        if !record.life.may_become(life) {
+        let life = next(record.life);
+        if record.life != life && !record.life.may_become(life) {
             return Err(AdvanceError::NoSuchStep { address, from: record.life, to: life });
         }
         if record.life != life {
@@ -331,6 +347,8 @@ impl Gpus {
         if (stored.is_ok() || life == Life::Quarantined)
             && let Some(card) = self.cards().get_mut(&address)
         {
+            // Nothing becomes free but by a reset and a check.
+            card.unproven &= life != Life::Free;
             card.record = record.clone();
         }
         stored.map_err(|source| AdvanceError::Store { address, source })?;
@@ -350,6 +368,10 @@ impl Gpus {
         if let Err(error) = quarantined {
             tracing::error!(gpu = %address, error = %chain(&error), "the quarantine was not written down");
         }
+    }
+
+    fn records(&self) -> Vec<GpuRecord> {
+        self.cards().values().map(|card| card.record.clone()).collect()
     }
 
     /// Which instance a GPU serves or served last.

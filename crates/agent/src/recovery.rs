@@ -18,7 +18,6 @@ use crate::{
     instance::{
         record::{InstanceRecord, Phase},
         task::{Adopted, Beginning},
-        teardown,
     },
     instances::Instances,
     paths::taken_away,
@@ -120,14 +119,15 @@ async fn recover_one(
     mut record: InstanceRecord,
 ) -> (InstanceRecord, Beginning) {
     let id = record.id;
-    // A teardown was interrupted here: nothing new can come of it, so it is finished first. Beside a directory of the
+    // A teardown was interrupted here: nothing new can come of it, and it is gone on with. Beside a directory of the
     // first name it tells nothing: that one was made later, and a tenant may live in it.
     let run = site.instance(&record).run;
     let interrupted = taken_away(&run).exists() && !run.exists();
-    if interrupted && !matches!(record.phase, Phase::Deleting) {
-        log_residues(id, &teardown::end_runtime(site, &record).await);
-    }
-    let Observation { found, vm, passt } = observe(site, &record).await;
+    let Observation { found, vm, passt } = if interrupted {
+        Observation { found: Found::Nothing, vm: None, passt: None }
+    } else {
+        observe(site, &record).await
+    };
     let boot = match (record.boot_id == site.boot_id, site.settings.start_after_reboot) {
         (true, _) => HostBoot::Same,
         (false, true) => HostBoot::OtherStart,
@@ -145,14 +145,9 @@ async fn recover_one(
             record.phase = Phase::Failed { reason: reason.to_owned() };
             Beginning::Rest
         }
-        (Plan::BringUp, _) => match bring_up(site, &mut record).await {
-            Ok(()) => Beginning::Provision(None),
-            Err(why) => {
-                record.phase =
-                    Phase::Failed { reason: format!("{why}; the disk is kept, start boots it again") };
-                Beginning::Rest
-            }
-        },
+        // What takes long is the instance's own business: a QEMU that the kernel does not let go must not keep the agent
+        // from the others.
+        (Plan::BringUp, _) => Beginning::BringUp,
         (Plan::NoteEnd | Plan::NoteReboot, _) => {
             let reason = if plan == Plan::NoteReboot {
                 "the host has rebooted; the disk is kept, start boots it again"
@@ -161,37 +156,12 @@ async fn recover_one(
             };
             record.phase = Phase::Stopped { reason: reason.to_owned() };
             put(site, &record).await;
-            log_residues(id, &teardown::end_runtime(site, &record).await);
-            Beginning::Rest
+            Beginning::End
         }
-        (Plan::EndRuntime, _) => {
-            log_residues(id, &teardown::end_runtime(site, &record).await);
-            Beginning::Rest
-        }
+        (Plan::EndRuntime, _) => Beginning::End,
         (Plan::Delete, _) => Beginning::Delete,
     };
     (record, beginning)
-}
-
-/// Writes a start down; the record is as before when it could not be. A VM that is not written down would be ended by the
-/// next agent, and beside something of an earlier one none may run.
-async fn bring_up(site: &Site, record: &mut InstanceRecord) -> Result<(), &'static str> {
-    let residues = teardown::end_runtime(site, record).await;
-    log_residues(record.id, &residues);
-    if !residues.is_empty() {
-        return Err("something of its earlier VM could not be ended");
-    }
-    let begun = InstanceRecord {
-        phase: Phase::Starting,
-        incarnation: record.incarnation.saturating_add(1),
-        boot_id: site.boot_id.clone(),
-        ..record.clone()
-    };
-    if !put(site, &begun).await {
-        return Err("its start could not be written down");
-    }
-    *record = begun;
-    Ok(())
 }
 
 /// Confines an adopted VM again where the policy was lost. Where it holds it is left alone: admitting anew would close
@@ -238,12 +208,6 @@ async fn put(site: &Site, record: &InstanceRecord) -> bool {
         tracing::error!(instance = %record.id, error = %chain(error), "commit failed");
     }
     done.is_ok()
-}
-
-fn log_residues(id: Uuid, residues: &[String]) {
-    if !residues.is_empty() {
-        tracing::error!(instance = %id, ?residues, "not everything could be ended");
-    }
 }
 
 /// Directories of instances that no record knows: reported, never removed. A disk in them may be a tenant's.

@@ -22,12 +22,17 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use qudata_host::command::{Tool, ToolError};
 
 pub use self::cidr::{Cidr, ParseCidrError};
 pub use self::resolver::resolvers;
 pub use self::state::EgressState;
+
+/// The first call after a start of the host loads the kernel's modules, and a busy host may be reloading its firewall: what
+/// waits that long is no reason to give a tenant's machine up.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The name of a table: lower-case letters, digits and `_`, first a letter, at most 32 characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -186,13 +191,17 @@ impl Egress {
         if script.is_empty() {
             return Ok(());
         }
-        let run = Tool::new(&self.nft).args(["-f", "-"]).stdin(script.into_bytes()).run().await;
+        let tool = Tool::new(&self.nft).args(["-f", "-"]).deadline(DEADLINE);
+        let run = tool.stdin(script.into_bytes()).run().await;
         run.map(drop).map_err(|source| self.failed(attempt, source))
     }
 
     async fn query(&self, words: &[&str]) -> Result<serde_json::Value, EgressError> {
         // Numeric: names of users and services would come back as words.
-        let tool = Tool::new(&self.nft).args(["--json", "--numeric"]).args(words.iter().copied());
+        let tool = Tool::new(&self.nft)
+            .args(["--json", "--numeric"])
+            .args(words.iter().copied())
+            .deadline(DEADLINE);
         let out = tool.run().await.map_err(|source| self.failed("look", source))?;
         serde_json::from_slice(&out.stdout)
             .map_err(|source| EgressError::Answer { table: self.table.0.clone(), source })

@@ -41,6 +41,10 @@ pub struct Card {
     pub refused_since: Timestamp,
     /// Who had it open at the last look.
     pub holders: Vec<Holder>,
+    /// The owner's settings mean it; one that was lent when they still did is in sight without.
+    pub meant: bool,
+    /// It is free by its record, and nobody can say that it is clean.
+    pub unproven: bool,
     /// One operation at a time.
     pub(super) turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -54,6 +58,8 @@ impl Card {
             refused: None,
             refused_since: Timestamp::now(),
             holders: Vec::new(),
+            meant: true,
+            unproven: false,
             turn: Arc::default(),
         }
     }
@@ -89,6 +95,17 @@ impl Card {
         };
         let address = record.address;
         match record.life {
+            Life::Free if self.unproven => obstacle(
+                "sanitizing",
+                format!("GPU {address} is reset and checked before it is lent: who had it is not known"),
+                "wait a moment",
+            ),
+            Life::Free if !self.meant => Some(Obstacle {
+                code: "not_configured".to_owned(),
+                sentence: format!("GPU {address} is not among the GPUs that the settings name"),
+                remedy: "add it to QUDATA_GPU_PCI_ADDRS and restart the agent to rent it".to_owned(),
+                by_choice: true,
+            }),
             Life::Free => self.refused.clone(),
             Life::Quarantined => {
                 let why = record.why.as_deref().unwrap_or("it was not proven healthy and clean");

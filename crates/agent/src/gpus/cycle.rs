@@ -23,14 +23,16 @@ use qudata_vfio::{
     plan::{BindPlan, plan_bind, plan_give_back},
     rebind::{self, RebindError},
     sanitize,
-    topology::{Bar, Gpu, Topology},
+    topology::{Gpu, Topology},
 };
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::{
     AdvanceError, Gpus,
+    bound::{BoundGpu, GpuError},
     card::policy,
+    identity::{Seen, recognise},
     record::{GpuRecord, Life},
     watch::OFF_THE_BUS,
 };
@@ -49,28 +51,6 @@ const LISTS_TO_CLEANSE: usize = 3;
 /// The driver of each function before the GPU was lent.
 type Originals = BTreeMap<PciAddress, Option<String>>;
 
-/// A GPU on `vfio-pci`, for one VM. Not `Clone`: who has it may start a VM on it.
-#[derive(Debug)]
-pub struct BoundGpu {
-    /// The GPU.
-    pub address: PciAddress,
-    /// All functions of its slot, in order.
-    pub functions: Vec<BoundFunction>,
-    /// Its IOMMU group: QEMU opens `/dev/vfio/<group>`.
-    pub group: u32,
-    /// Its NUMA node.
-    pub numa_node: Option<u32>,
-}
-
-/// One function of a bound GPU.
-#[derive(Debug)]
-pub struct BoundFunction {
-    /// Where it is.
-    pub address: PciAddress,
-    /// Its memory regions.
-    pub bars: Vec<Bar>,
-}
-
 /// Who wants GPUs bound.
 struct Order {
     instance: Uuid,
@@ -88,52 +68,6 @@ impl Default for Wanted {
         let alive = Arc::new(());
         Self(Arc::downgrade(&alive), alive)
     }
-}
-
-/// A GPU could not be handed over.
-#[derive(Debug, thiserror::Error)]
-pub enum GpuError {
-    /// It is not in a state from which it may be lent.
-    #[error("GPU {address} cannot be lent: {reason}")]
-    NotLendable {
-        /// The GPU.
-        address: PciAddress,
-        /// Why, with the remedy.
-        reason: String,
-    },
-    /// Its drivers could not be changed.
-    #[error("GPU {address} could not be bound to vfio-pci")]
-    Rebind {
-        /// The GPU.
-        address: PciAddress,
-        /// Why.
-        #[source]
-        source: Box<RebindError>,
-    },
-    /// QEMU's user could not be given the device file.
-    #[error("the device file of GPU {address} could not be handed to its VM")]
-    Node {
-        /// The GPU.
-        address: PciAddress,
-        /// Why.
-        #[source]
-        source: durable::DurableError,
-    },
-    /// The binding task ended early: a defect.
-    #[error("binding the GPUs was interrupted: {reason}")]
-    Interrupted {
-        /// How.
-        reason: String,
-    },
-    /// The step could not be written down.
-    #[error("GPU {address} was not touched")]
-    Advance {
-        /// The GPU.
-        address: PciAddress,
-        /// Why.
-        #[source]
-        source: AdvanceError,
-    },
 }
 
 impl Gpus {
@@ -178,7 +112,7 @@ impl Gpus {
         let (gpu, record) =
             self.card(address).ok_or_else(|| not_lendable("there is no such GPU".to_owned()))?;
         match record.life {
-            Life::Free => {}
+            Life::Free if !self.is_unproven(address) => {}
             Life::Bound | Life::InUse if record.instance == Some(instance) => {}
             _ => return Err(not_lendable(self.reason(address))),
         }
@@ -208,7 +142,8 @@ impl Gpus {
             }
             return Err(GpuError::Rebind { address, source: Box::new(source) });
         }
-        let bound = bound(&gpu, topology).ok_or_else(|| not_lendable("it has no IOMMU group".to_owned()))?;
+        let bound =
+            BoundGpu::of(&gpu, topology).ok_or_else(|| not_lendable("it has no IOMMU group".to_owned()))?;
         let node = self.node(bound.group);
         durable::give_to(&node, owner.uid, owner.gid).map_err(|source| GpuError::Node { address, source })?;
         Ok(bound)
@@ -288,11 +223,13 @@ impl Gpus {
         let Some(turn) = self.turn(address) else { return };
         let _turn = turn.lock().await;
         let Some((gpu, record)) = self.card(address) else { return };
-        if record.life == Life::Free {
+        if record.life == Life::Free && !self.is_unproven(address) {
             // Somebody else has done it while the turn was waited for.
             return;
         }
-        let suspicion = record.why.clone().filter(|_| record.life != Life::Quarantined);
+        // A card that was gone may answer and not work; a reboot and a passed check prove that it does.
+        let cleared = |why: &String| why == OFF_THE_BUS && record.boot_id != self.inner.setup.boot_id;
+        let suspicion = record.why.clone().filter(|why| record.life != Life::Quarantined && !cleared(why));
         match self.try_cleanse(&gpu, record).await {
             Ok(()) => {}
             Err(Trouble { why, wedged }) => {
@@ -301,7 +238,7 @@ impl Gpus {
             }
         }
         if let Some(why) = suspicion {
-            // Whatever it answers now: a card that was gone may answer and not work.
+            // Whatever it answers now.
             let reboot = why == OFF_THE_BUS;
             return self.condemn(address, why, reboot).await;
         }
@@ -312,14 +249,26 @@ impl Gpus {
 
     async fn try_cleanse(&self, gpu: &Gpu, record: GpuRecord) -> Result<(), Trouble> {
         let address = gpu.address;
-        let GpuRecord { originals, baseline, .. } = record;
         let setup = &self.inner.setup;
         // To vfio-pci, reset and check, back: the children start while the VM's hold on the GPU ends.
         let door = setup.door.ready(LISTS_TO_CLEANSE);
-        self.advance(address, Life::Draining, |record| record.wedged = false).await?;
         self.look().await;
         let topology = self.topology();
+        let (gpu, known) = match recognise(&topology, &setup.configured, gpu, &record, &setup.boot_id) {
+            Seen::Known(gpu) => (gpu, true),
+            Seen::New(gpu) => (gpu, false),
+            Seen::Other(why) => return Err(Trouble::because(why)),
+        };
+        let gpu = &gpu;
+        let step = |record: &mut GpuRecord| {
+            record.wedged = false;
+            if !known {
+                (record.originals, record.baseline) = (Originals::new(), None);
+            }
+        };
+        let GpuRecord { originals, baseline, .. } = self.advance(address, Life::Draining, step).await?;
         self.drained(gpu, &topology).await?;
+        self.take_nodes_back(gpu, &topology);
         // Half-bound, or back with its host driver after a reboot: a reset must reach the whole slot, and no host driver
         // may touch the GPU before it.
         let quiet = self.quiet(gpu, &topology).await;
@@ -347,10 +296,6 @@ impl Gpus {
         let topology = self.topology();
         let sanitized = sanitize::sanitize(&door, gpu, &topology, &baseline).await?;
         tracing::info!(gpu = %address, ?sanitized, "reset and checked");
-        if let Some(group) = topology.devices.get(&address).and_then(|device| device.group) {
-            // The next user is root until it is lent again; absence is success.
-            let _ = durable::give_to(&self.node(group), 0, 0);
-        }
         let plan = plan_give_back(&topology, gpu, &self.at_home(originals), setup.after);
         rebind::give_back(&door, &plan).await?;
         Ok(())
@@ -408,6 +353,19 @@ impl Gpus {
         }
     }
 
+    /// Nobody but root opens it until it is lent again, also where it is not proven clean: users of VMs are used again.
+    fn take_nodes_back(&self, gpu: &Gpu, topology: &Topology) {
+        let group = |function: &PciAddress| topology.devices.get(function)?.group;
+        for group in gpu.functions.iter().filter_map(group) {
+            // Absence is success.
+            let _ = durable::give_to(&self.node(group), 0, 0);
+        }
+    }
+
+    fn is_unproven(&self, address: PciAddress) -> bool {
+        self.cards().get(&address).is_some_and(|card| card.unproven)
+    }
+
     fn node(&self, group: u32) -> PathBuf {
         self.inner.setup.root.join(Path::new("dev/vfio")).join(group.to_string())
     }
@@ -436,20 +394,6 @@ fn free(record: &mut GpuRecord) {
     (record.why, record.instance, record.wedged) = (None, None, false);
     record.stopped_services.clear();
     (record.originals, record.baseline, record.cleansed) = (BTreeMap::new(), None, true);
-}
-
-fn bound(gpu: &Gpu, topology: &Topology) -> Option<BoundGpu> {
-    let device = topology.devices.get(&gpu.address)?;
-    let function = |address: &PciAddress| BoundFunction {
-        address: *address,
-        bars: topology.devices.get(address).map(|device| device.bars.clone()).unwrap_or_default(),
-    };
-    Some(BoundGpu {
-        address: gpu.address,
-        functions: gpu.functions.iter().map(function).collect(),
-        group: device.group?,
-        numa_node: device.numa_node,
-    })
 }
 
 /// Why a GPU is quarantined.

@@ -14,6 +14,8 @@ use qudata_vfio::{
 
 use super::*;
 
+mod identity;
+
 const GPU: &str = "0000:01:00.0";
 const TWIN: &str = "0000:02:00.0";
 const BOOT: &str = "boot-1";
@@ -32,14 +34,20 @@ struct Lab {
     kernel: Arc<FakeKernel>,
     dir: tempfile::TempDir,
     after: AfterUse,
+    configured: Vec<PciAddress>,
 }
 
 impl Lab {
     fn new() -> Self {
+        Self::with(0x20b5)
+    }
+
+    /// With this device id of the first.
+    fn with(id: u16) -> Self {
         let gpu = |address: &str| Device::gpu(address).driver("bochs-drm");
         let host = FakeHost::with(vec![
             Device::bridge("0000:00:01.0", 1),
-            gpu(GPU).under("0000:00:01.0").group(7),
+            gpu(GPU).ids(0x10de, id).under("0000:00:01.0").group(7),
             Device::bridge("0000:00:02.0", 2),
             gpu(TWIN).under("0000:00:02.0").group(8),
         ])
@@ -51,6 +59,7 @@ impl Lab {
             kernel: Arc::new(FakeKernel::new(host)),
             dir: tempfile::tempdir().unwrap(),
             after: AfterUse::Host,
+            configured: Vec::new(),
         }
     }
 
@@ -61,7 +70,7 @@ impl Lab {
         let real = SysfsKernel::with(root.clone(), Arc::new(Reacting(self.kernel.clone())));
         let setup = GpuSetup {
             enabled: true,
-            configured: Vec::new(),
+            configured: self.configured.clone(),
             after: self.after,
             root,
             door: Door::InProcess(Arc::new(real)),
@@ -365,9 +374,10 @@ async fn orig_c3_a_gpu_that_is_not_wanted_any_more_is_not_bound_afterwards() {
 #[tokio::test]
 async fn a_gpu_that_came_home_while_its_turn_was_waited_for_goes_back_there() {
     let lab = Lab::new();
+    let gpus = lab.agent(BOOT).await;
     // As a cleanse has it that takes longer than whoever deleted waits for it.
     lab.kernel.host().move_to_driver(GPU, Some("vfio-pci")).unwrap();
-    let gpus = lab.agent(BOOT).await;
+    gpus.look().await;
     let instance = Uuid::now_v7();
     let turn = gpus.turn(pci(GPU)).unwrap();
     let busy = turn.lock().await;

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, io::Read, time::Duration};
 
 use qudata_host::{causes::chain, pci::PciAddress};
-use qudata_vfio::nvidia::{self, Quieting, Tools};
+use qudata_vfio::health::Baseline;
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, timeout},
@@ -44,12 +44,12 @@ pub enum OperatorError {
 
 impl Gpus {
     /// Goes on where an earlier agent stopped, for the GPUs that no instance holds: those are nobody's business but
-    /// ours. `held` are the others; of these only the quarantined ones are, which no VM can have. Does not wait: what is
+    /// ours. `held` are the others; of these only those are that no VM can have. Does not wait: what is
     /// being cleansed is not lent meanwhile.
     pub fn recover(&self, held: &BTreeSet<PciAddress>) {
-        self.resume_services();
         for record in self.records() {
-            let business = record.life == Life::Quarantined || !held.contains(&record.address);
+            let idle = matches!(record.life, Life::Quarantined | Life::Free);
+            let business = idle || !held.contains(&record.address);
             if !business || !self.needs_cleansing(&record) {
                 continue;
             }
@@ -58,36 +58,13 @@ impl Gpus {
         }
     }
 
-    /// Starts services of the host again that an earlier agent stopped for a bind and did not live to start.
-    fn resume_services(&self) {
-        for GpuRecord { address, stopped_services, .. } in self.records() {
-            if stopped_services.is_empty() {
-                continue;
-            }
-            let quieting = Quieting { gpu: address, services: stopped_services };
-            tokio::spawn(async move {
-                if let Err(error) = nvidia::resume(&Tools::default(), &quieting).await {
-                    tracing::error!(gpu = %address, error = %chain(&error), "a service of the host stays stopped");
-                }
-            });
-        }
-    }
-
     fn needs_cleansing(&self, record: &GpuRecord) -> bool {
         match record.life {
             // A reboot ends whatever hung or was held; what then passes is clean.
             Life::Quarantined => record.boot_id != self.inner.setup.boot_id,
-            // On `vfio-pci` without a word of ours: who had it is not known.
-            Life::Free => record.instance.is_none() && self.is_stray(record.address),
+            Life::Free => self.cards().get(&record.address).is_some_and(|card| card.unproven),
             Life::Bound | Life::InUse | Life::Draining | Life::Sanitizing => true,
         }
-    }
-
-    /// A free GPU on `vfio-pci` of which it is not written down that it was cleansed and left there.
-    fn is_stray(&self, address: PciAddress) -> bool {
-        let never_seen = self.record(address).is_some_and(|record| !record.cleansed);
-        let driver = self.topology().devices.get(&address).and_then(|device| device.driver.clone());
-        never_seen && driver.as_deref() == Some("vfio-pci")
     }
 
     /// Looks after GPUs for ever: those in use must be on the bus; of the others it is worked out again whether they can
@@ -148,18 +125,24 @@ impl Gpus {
     /// # Errors
     /// [`OperatorError`].
     pub async fn quarantine(&self, address: PciAddress, reason: &str) -> Result<(), OperatorError> {
-        let record = self.record(address).ok_or(OperatorError::Unknown(address))?;
+        let card = self.cards().get(&address).map(|card| card.gpu.clone());
+        let gpu = card.ok_or(OperatorError::Unknown(address))?;
         let why = format!("an operator said: {reason}");
-        let life = match record.life {
-            Life::Free | Life::Quarantined => Life::Quarantined,
-            Life::Bound | Life::InUse => record.life,
-            life @ (Life::Draining | Life::Sanitizing) => {
+        let as_it_is = Baseline::of(&self.topology(), &gpu);
+        let next = |life| if matches!(life, Life::Bound | Life::InUse) { life } else { Life::Quarantined };
+        let done = self.step(address, next, |record| {
+            record.why = Some(why);
+            // What it was is what it must be when it is checked.
+            record.baseline.get_or_insert(as_it_is);
+        });
+        match done.await {
+            Ok(_) => Ok(()),
+            Err(AdvanceError::NoSuchStep { from: life, .. }) => {
                 let remedy = "wait until it is free, then quarantine it";
-                return Err(OperatorError::WrongState { address, life, remedy });
+                Err(OperatorError::WrongState { address, life, remedy })
             }
-        };
-        self.advance(address, life, |record| record.why = Some(why)).await.map_err(OperatorError::Advance)?;
-        Ok(())
+            Err(error) => Err(OperatorError::Advance(error)),
+        }
     }
 
     /// Begins to reset and check a quarantined GPU; it is free when it passes, and quarantined again otherwise.
@@ -189,9 +172,5 @@ impl Gpus {
             gpus.cleanse(address).await;
             gpus.look().await;
         });
-    }
-
-    fn records(&self) -> Vec<GpuRecord> {
-        self.cards().values().map(|card| card.record.clone()).collect()
     }
 }

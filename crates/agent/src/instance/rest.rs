@@ -89,11 +89,7 @@ impl InstanceTask {
                 return Err(Refusal::new(ErrorCode::HostFault, sentence));
             }
         }
-        let resting = self.record.clone();
-        self.record.incarnation = self.record.incarnation.saturating_add(1);
-        self.record.boot_id.clone_from(&self.site.boot_id);
-        if !self.commit(Phase::Starting).await {
-            self.record = resting;
+        if !self.write_a_start_down().await {
             self.publish();
             let sentence = "the start could not be written down; is the host's disk full?";
             return Err(Refusal::new(ErrorCode::HostFault, sentence));
@@ -102,6 +98,37 @@ impl InstanceTask {
         self.events.add("starting", None);
         self.start_boot(None);
         Ok(())
+    }
+
+    /// Begins what an earlier agent did not finish, or what its host's reboot ended. Beside something of an earlier VM none
+    /// may run.
+    pub(super) async fn bring_up(&mut self) {
+        self.publish();
+        let why = if !self.end_runtime().await {
+            "something of its earlier VM could not be ended"
+        } else if !self.write_a_start_down().await {
+            "its start could not be written down"
+        } else {
+            self.events.add("accepted", None);
+            return self.start_boot(None);
+        };
+        // Not written down: the next agent tries again.
+        let reason = format!("{why}; the disk is kept, start boots it again");
+        self.record.phase = Phase::Failed { reason: reason.clone() };
+        self.enter(InstanceState::Failed, Some(reason.clone()));
+        self.events.add("failed", Some(reason));
+    }
+
+    /// A VM that is not written down would be ended by the next agent. False: the record is as before.
+    async fn write_a_start_down(&mut self) -> bool {
+        let resting = self.record.clone();
+        self.record.incarnation = self.record.incarnation.saturating_add(1);
+        self.record.boot_id.clone_from(&self.site.boot_id);
+        let written = self.commit(Phase::Starting).await;
+        if !written {
+            self.record = resting;
+        }
+        written
     }
 
     /// Ends what is left of the VM; its disk stays. False when something resists, which is shown then.

@@ -93,7 +93,7 @@ impl InstanceTask {
 /// The state that a record and a beginning mean.
 pub(super) fn first_state(record: &InstanceRecord, beginning: &Beginning) -> InstanceState {
     match (beginning, &record.phase) {
-        (Beginning::Provision(_), _) => InstanceState::Provisioning,
+        (Beginning::Provision(_) | Beginning::BringUp, _) => InstanceState::Provisioning,
         (Beginning::Delete, _) | (_, Phase::Deleting) => InstanceState::Deleting,
         (_, Phase::Starting) => InstanceState::Booting,
         (_, Phase::Up) => InstanceState::Running,

@@ -45,11 +45,15 @@ pub(super) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// How the life of a task begins.
 #[derive(Debug)]
 pub enum Beginning {
-    /// A new instance, or one whose bring-up an earlier agent did not finish.
-    Provision(Option<Box<HostKey>>),
+    /// A new instance.
+    Provision(Box<HostKey>),
+    /// One whose bring-up an earlier agent did not finish, or that starts again after a reboot.
+    BringUp,
     /// A VM of an earlier agent, alive.
     Adopted(Box<Adopted>),
-    /// Nothing runs and nothing is to be done.
+    /// Nothing is to run, and what may be left of its VM is ended.
+    End,
+    /// Nothing is to be done.
     Rest,
     /// An earlier agent was told to delete it.
     Delete,
@@ -228,7 +232,12 @@ impl InstanceTask {
         match beginning {
             Beginning::Provision(host_key) => {
                 self.events.add("accepted", None);
-                self.start_boot(host_key.map(|key| *key));
+                self.start_boot(Some(*host_key));
+            }
+            Beginning::BringUp => self.bring_up().await,
+            Beginning::End => {
+                self.publish();
+                self.end_runtime().await;
             }
             Beginning::Adopted(adopted) => self.adopt(*adopted).await,
             Beginning::Rest => self.publish(),

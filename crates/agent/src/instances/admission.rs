@@ -66,7 +66,7 @@ impl Instances {
             warnings: wish.warnings,
         };
         tracing::info!(instance = %record.id, name = record.spec.name, "accepted");
-        self.adopt(record, Beginning::Provision(Some(Box::new(host_key))));
+        self.adopt(record, Beginning::Provision(Box::new(host_key)));
         drop(admission);
         Ok(created)
     }

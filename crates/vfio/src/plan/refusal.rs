@@ -19,6 +19,14 @@ pub enum BindRefusal {
         /// The function.
         address: PciAddress,
     },
+    /// Something that hosts live by.
+    #[error("{address} is no GPU but {what}")]
+    NotAGpu {
+        /// The function.
+        address: PciAddress,
+        /// What it is.
+        what: &'static str,
+    },
     /// An earlier step never returned.
     #[error("GPU {address} is wedged: an earlier operation on it still hangs in the kernel")]
     Wedged {
@@ -102,6 +110,7 @@ impl BindRefusal {
     pub fn code(&self) -> &'static str {
         match self {
             Self::NoSuchDevice { .. } => "no_such_device",
+            Self::NotAGpu { .. } => "not_a_gpu",
             Self::Wedged { .. } => "wedged",
             Self::VirtualFunction { .. } => "virtual_function",
             Self::HasVirtualFunctions { .. } => "has_virtual_functions",
@@ -122,6 +131,10 @@ impl BindRefusal {
     pub fn remedy(&self) -> String {
         match self {
             Self::NoSuchDevice { .. } => "name one that `qudata-agent gpu list` shows".into(),
+            Self::NotAGpu { address, .. } => format!(
+                "take it out of the configured GPUs; addresses change when cards are moved, `lspci -nn -s {address}` shows \
+                 what is there"
+            ),
             Self::Wedged { .. } => "reboot the host; nothing else ends such an operation".into(),
             Self::VirtualFunction { physical, .. } => format!("rent the whole card: {physical}"),
             Self::HasVirtualFunctions { address, .. } => {
@@ -178,6 +191,11 @@ pub(super) fn check(topology: &Topology, gpu: &Gpu, policy: &BindPolicy) -> Resu
     if devices.is_empty() {
         return Err(missing(&address));
     }
+    if let Some((address, what)) = devices.iter().find_map(|device| Some((device.address, lived_by(device)?)))
+        && !devices.iter().any(|device| device.is_display())
+    {
+        return Err(BindRefusal::NotAGpu { address, what });
+    }
     if policy.wedged {
         return Err(BindRefusal::Wedged { address });
     }
@@ -200,6 +218,16 @@ pub(super) fn check(topology: &Topology, gpu: &Gpu, policy: &BindPolicy) -> Resu
         return Err(BindRefusal::NoVfioPci);
     }
     Ok(())
+}
+
+/// The base classes of what a host has its system, its network and its buses by. Anything else may be configured.
+fn lived_by(device: &PciDevice) -> Option<&'static str> {
+    match device.class >> 16 {
+        0x01 => Some("a storage controller"),
+        0x02 => Some("a network controller"),
+        0x06 => Some("a bridge"),
+        _ => None,
+    }
 }
 
 /// Would the guest reach more than its GPU?

@@ -1,0 +1,183 @@
+//! Addresses that are another card's, cards that nobody can vouch for, and what is left of an earlier agent's bind.
+
+use qudata_vfio::nvidia::Tools;
+
+use super::*;
+
+impl Lab {
+    /// Another device is at the address, as after a start of the host with its cards moved.
+    fn replace(&self, address: &str, device: u16, class: u32) {
+        let dir = self.kernel.host().device_dir(address);
+        std::fs::write(dir.join("device"), format!("0x{device:04x}\n")).unwrap();
+        std::fs::write(dir.join("class"), format!("0x{class:06x}\n")).unwrap();
+        let mut config = std::fs::read(dir.join("config")).unwrap();
+        config[2..4].copy_from_slice(&device.to_le_bytes());
+        std::fs::write(dir.join("config"), config).unwrap();
+    }
+
+    /// A tenant has the GPU as the host goes down.
+    async fn lent(&self) {
+        let gpus = self.agent(BOOT).await;
+        let bound = gpus.bind(Uuid::now_v7(), &[pci(GPU)], owner()).await.unwrap();
+        gpus.hold(&bound).await.unwrap();
+        drop(gpus);
+        self.kernel.host().move_to_driver(GPU, Some("bochs-drm")).unwrap();
+        std::fs::write(self.kernel.host().device_dir(GPU).join("driver_override"), "(null)\n").unwrap();
+        self.kernel.forget_writes();
+    }
+}
+
+const DISPLAY: u32 = 0x03_8000;
+const NETWORK: u32 = 0x02_0000;
+
+async fn checked(gpus: &Gpus, address: &str) -> Life {
+    gpus.recover(&BTreeSet::new());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    settled(gpus, address).await
+}
+
+#[tokio::test]
+async fn a_network_card_at_the_address_of_a_gpu_is_not_touched() {
+    for configured in [Vec::new(), vec![pci(GPU)]] {
+        let lab = Lab { configured: configured.clone(), ..Lab::new() };
+        lab.lent().await;
+        lab.replace(GPU, 0x1563, NETWORK);
+        let gpus = lab.agent("boot-2").await;
+        assert_eq!(checked(&gpus, GPU).await, Life::Quarantined, "{configured:?}");
+        assert!(why(&gpus, GPU).contains("no GPU"), "{}", why(&gpus, GPU));
+        assert!(lab.kernel.writes_to(GPU).is_empty(), "{:?}", lab.kernel.writes_to(GPU));
+        assert!(!gpus.offer().rentable.contains(&pci(GPU)));
+        // Neither by an operator's word.
+        gpus.acquit(pci(GPU)).await.unwrap();
+        assert_eq!(settled(&gpus, GPU).await, Life::Quarantined);
+        assert!(lab.kernel.writes_to(GPU).is_empty());
+    }
+}
+
+/// What an operator took out of business had no record of what it was.
+#[tokio::test]
+async fn a_network_card_where_a_quarantined_gpu_was_is_not_lent() {
+    let lab = Lab::new();
+    let gpus = lab.agent(BOOT).await;
+    gpus.quarantine(pci(GPU), "fan is loud").await.unwrap();
+    drop(gpus);
+    lab.replace(GPU, 0x1563, NETWORK);
+    let gpus = lab.agent("boot-2").await;
+    assert_eq!(checked(&gpus, GPU).await, Life::Quarantined);
+    assert!(lab.kernel.writes_to(GPU).is_empty());
+}
+
+#[tokio::test]
+async fn a_card_that_was_put_in_for_another_is_checked_as_a_new_one_after_a_reboot() {
+    let lab = Lab::new();
+    let gpus = lab.agent(BOOT).await;
+    let instance = Uuid::now_v7();
+    let bound = gpus.bind(instance, &[pci(GPU)], owner()).await.unwrap();
+    gpus.hold(&bound).await.unwrap();
+    lab.replace(GPU, 0x2331, DISPLAY);
+    lab.kernel.forget_writes();
+    gpus.release(instance, &[pci(GPU)]).await;
+    assert_eq!(life(&gpus, GPU), Life::Quarantined);
+    assert!(why(&gpus, GPU).contains("another device"), "{}", why(&gpus, GPU));
+    assert!(lab.kernel.writes_to(GPU).is_empty(), "in the same boot nothing of it is touched");
+    drop((gpus, bound));
+    let lab = Lab { kernel: Lab::with(0x2331).kernel, ..lab };
+    let gpus = lab.agent("boot-2").await;
+    assert_eq!(checked(&gpus, GPU).await, Life::Free, "{}", why(&gpus, GPU));
+}
+
+/// The owner moves a card that a tenant had: where it is now nothing is written down of it.
+#[tokio::test]
+async fn a_card_of_the_kind_of_one_that_is_gone_is_cleansed_before_it_is_lent() {
+    let lab = Lab::new();
+    lab.lent().await;
+    lab.replace(GPU, 0x2331, DISPLAY);
+    let gpus = lab.agent("boot-2").await;
+    assert!(gpus.offer().rentable.is_empty(), "{:?}", gpus.offer().rentable);
+    assert!(gpus.bind(Uuid::now_v7(), &[pci(TWIN)], owner()).await.is_err());
+    assert!(lab.kernel.writes_to(TWIN).is_empty());
+    assert_eq!(checked(&gpus, TWIN).await, Life::Free);
+    while !gpus.offer().rentable.contains(&pci(TWIN)) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let resets = lab.kernel.writes_to(TWIN).iter().filter(|w| w.file.ends_with("reset")).count();
+    assert_eq!(resets, 1, "{:?}", lab.kernel.writes_to(TWIN));
+}
+
+#[tokio::test]
+async fn a_gpu_on_vfio_pci_of_which_nothing_is_written_down_is_cleansed_before_it_is_lent() {
+    let lab = Lab::new();
+    lab.kernel.host().move_to_driver(GPU, Some("vfio-pci")).unwrap();
+    let gpus = lab.agent(BOOT).await;
+    assert_eq!(gpus.offer().rentable, [pci(TWIN)]);
+    gpus.recover(&BTreeSet::new());
+    while gpus.offer().rentable.len() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_ne!(life(&gpus, GPU), Life::Quarantined, "{}", why(&gpus, GPU));
+    }
+    let resets = lab.kernel.writes_to(GPU).iter().filter(|w| w.file.ends_with("reset")).count();
+    assert_eq!(resets, 1, "{:?}", lab.kernel.writes_to(GPU));
+}
+
+#[tokio::test]
+async fn a_gpu_that_the_owner_took_out_of_the_settings_is_not_lent_again() {
+    let lab = Lab::new();
+    let gpus = lab.agent(BOOT).await;
+    let instance = Uuid::now_v7();
+    let bound = gpus.bind(instance, &[pci(GPU)], owner()).await.unwrap();
+    gpus.hold(&bound).await.unwrap();
+    drop((gpus, bound));
+    let lab = Lab { configured: vec![pci(TWIN)], ..lab };
+    let gpus = lab.agent(BOOT).await;
+    gpus.release(instance, &[pci(GPU)]).await;
+    assert_eq!(life(&gpus, GPU), Life::Free);
+    let offer = gpus.offer();
+    assert_eq!(offer.rentable, [pci(TWIN)]);
+    assert!(offer.obstacles[&pci(GPU)].contains("QUDATA_GPU_PCI_ADDRS"), "{:?}", offer.obstacles);
+}
+
+#[tokio::test]
+async fn a_reboot_and_a_passed_check_clear_a_gpu_that_was_gone_also_while_its_instance_lives() {
+    let lab = Lab::new();
+    let gpus = lab.agent(BOOT).await;
+    let instance = Uuid::now_v7();
+    let bound = gpus.bind(instance, &[pci(GPU)], owner()).await.unwrap();
+    gpus.hold(&bound).await.unwrap();
+    let gone = |record: &mut GpuRecord| record.why = Some(super::super::watch::OFF_THE_BUS.to_owned());
+    gpus.advance(pci(GPU), Life::InUse, gone).await.unwrap();
+    drop((gpus, bound));
+    let gpus = lab.agent("boot-2").await;
+    gpus.release(instance, &[pci(GPU)]).await;
+    assert_eq!(life(&gpus, GPU), Life::Free, "{}", why(&gpus, GPU));
+}
+
+#[tokio::test]
+async fn services_that_were_stopped_for_a_bind_run_again_before_anything_else() {
+    let lab = Lab::new();
+    let gpus = lab.agent(BOOT).await;
+    let stopped =
+        |record: &mut GpuRecord| record.stopped_services = vec!["nvidia-persistenced.service".into()];
+    gpus.advance(pci(GPU), Life::Bound, stopped).await.unwrap();
+    let tools = |systemctl: &str| Tools { systemctl: systemctl.into(), ..Tools::default() };
+    let left = || gpus.record(pci(GPU)).unwrap();
+    gpus.resume(&tools("/bin/false"), left()).await;
+    assert_eq!(left().stopped_services.len(), 1, "it is tried again by the next agent");
+    gpus.resume(&tools("/bin/true"), GpuRecord { wedged: true, ..left() }).await;
+    assert_eq!(left().stopped_services.len(), 1, "it would open the wedged card");
+    gpus.resume(&tools("/bin/true"), left()).await;
+    assert!(left().stopped_services.is_empty() && left().life == Life::Bound);
+}
+
+#[tokio::test]
+async fn an_operators_word_does_not_undo_a_step_beside_it() {
+    let lab = Lab::new();
+    let gpus = lab.agent(BOOT).await;
+    let instance = Uuid::now_v7();
+    for _ in 0..20 {
+        let bound = gpus.bind(instance, &[pci(GPU)], owner()).await.unwrap();
+        let (held, said) = tokio::join!(gpus.hold(&bound), gpus.quarantine(pci(GPU), "smoke"));
+        held.unwrap();
+        said.unwrap();
+        assert_eq!(life(&gpus, GPU), Life::InUse);
+    }
+}
