@@ -2,6 +2,7 @@
 
 use std::{env, path::PathBuf};
 
+use qudata_host::size::ByteSize;
 use qudata_image::{
     Accel, BuildWish, Customisation, DriverWish, Location, Owner, Place, Source, SourceWish, Start, build,
 };
@@ -26,6 +27,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             accel: Accel::Tcg,
             user: root.then_some(Owner { uid: 719_999, gid: 719_999 }),
             log: log.clone(),
+            instances: images.with_extension("instances"),
+            reserve_memory: ByteSize::default(),
+            reserve_disk: ByteSize::default(),
         },
     };
     build(&wish, &mut |_| ()).await?;

@@ -14,16 +14,21 @@ use tokio::{
     io::AsyncReadExt,
     net::unix::pipe::{OpenOptions, Receiver},
     process::{Child, Command},
-    time::{Instant, sleep_until},
+    time::{Instant, interval, sleep_until},
 };
 
 use crate::{
+    build::Place,
     console_log::ConsoleLog,
+    launch,
     machine::{Machine, plan_argv},
     report::Report,
+    space::Room,
 };
 
 const READ: usize = 16 << 10;
+/// How often the room on the disk is looked at.
+const BEAT: Duration = Duration::from_secs(2);
 const KILL: Duration = Duration::from_secs(20);
 /// What QEMU prints when somebody ends it from outside: then its status is 0 as well.
 const TERMINATED: &str = "terminating on signal";
@@ -32,10 +37,7 @@ const TERMINATED: &str = "terminating on signal";
 #[derive(Debug)]
 pub(crate) struct Boot<'a> {
     pub(crate) machine: &'a Machine<'a>,
-    pub(crate) qemu: &'a Path,
-    /// Whom QEMU runs as; none: as this program.
-    pub(crate) user: Option<Owner>,
-    pub(crate) log: &'a Path,
+    pub(crate) place: &'a Place,
     /// Longest time without a sign of life.
     pub(crate) silence: Duration,
     /// Longest time in all.
@@ -74,7 +76,7 @@ pub enum BootError {
         source: io::Error,
     },
     /// QEMU could not be started.
-    #[error("cannot start {} through setpriv", qemu.display())]
+    #[error("cannot start {} through setpriv, choom and nice", qemu.display())]
     Start {
         /// The program.
         qemu: PathBuf,
@@ -89,13 +91,13 @@ pub enum BootError {
 
 /// Runs it; `stepped` gets the name of each step as it begins.
 pub(crate) async fn boot(wish: &Boot<'_>, stepped: &mut dyn FnMut(&str)) -> Result<Ended, BootError> {
-    let log = ConsoleLog::create(wish.log);
-    let log = log.map_err(|source| BootError::Log { path: wish.log.to_owned(), source })?;
+    let log = ConsoleLog::create(&wish.place.log);
+    let log = log.map_err(|source| BootError::Log { path: wish.place.log.clone(), source })?;
     let pipes = wish.machine.pipes;
     let mut run = Run {
-        console: pipe(&pipes.console, wish.user)?,
-        script: pipe(&pipes.log, wish.user)?,
-        words: pipe(&pipes.report, wish.user)?,
+        console: pipe(&pipes.console, wish.place.user)?,
+        script: pipe(&pipes.log, wish.place.user)?,
+        words: pipe(&pipes.report, wish.place.user)?,
         report: Report::default(),
         log,
     };
@@ -133,20 +135,13 @@ pub(crate) async fn boot(wish: &Boot<'_>, stepped: &mut dyn FnMut(&str)) -> Resu
 }
 
 fn start(wish: &Boot<'_>) -> Result<Child, BootError> {
-    // setpriv gives up everything that QEMU does not need, and ties its life to ours.
-    let mut command = Command::new("setpriv");
-    command.args(["--no-new-privs", "--pdeathsig", "KILL"]);
-    if let Some(user) = wish.user {
-        command.arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid));
-        match kvm_group(wish.machine.accel) {
-            Some(group) => command.arg(format!("--groups={group}")),
-            None => command.arg("--clear-groups"),
-        };
-    }
-    command.arg("--").arg(wish.qemu).args(plan_argv(wish.machine));
+    // The group matters only to another user: root opens everything.
+    let mut command = Command::new(launch::PROGRAM);
+    command.args(launch::plan_args(wish.place.user, kvm_group(wish.machine.accel)));
+    command.arg(&wish.place.qemu).args(plan_argv(wish.machine));
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C").current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    command.spawn().map_err(|source| BootError::Start { qemu: wish.qemu.to_owned(), source })
+    command.spawn().map_err(|source| BootError::Start { qemu: wish.place.qemu.clone(), source })
 }
 
 /// The group that may open /dev/kvm.
@@ -192,8 +187,16 @@ impl Run {
         let end = Instant::now() + wish.longest;
         let mut quiet = Instant::now() + wish.silence;
         let (mut console, mut script, mut words) = ([0; READ], [0; READ], [0; READ]);
+        let mut beat = interval(BEAT);
         loop {
             tokio::select! {
+                _ = beat.tick() => {
+                    // What it writes is foreseen only about; renters' machines would be paused for lack of room.
+                    if Room::observe(wish.place).is_ok_and(|room| room.is_used_up()) {
+                        return Ok(Watched::Late("was taking the room of instances' disks".to_owned()));
+                    }
+                    continue;
+                }
                 status = &mut exit => return status.map(Watched::Exited).map_err(BootError::Wait),
                 read = self.console.read(&mut console) => {
                     let length = read.map_err(BootError::Wait)?;

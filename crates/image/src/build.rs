@@ -2,22 +2,21 @@
 //! and by the installation.
 //!
 //! ```text
-//! plan → lock → sweep → obtain and prove → look at the header → customise in a machine → pack → check → publish
+//! plan → lock → sweep → is there room? → obtain and prove → look at the header → customise in a machine → pack → check →
+//! publish
 //! ```
 
 use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::{PermissionsExt, lchown},
+    fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::atomic::AtomicU64,
-    time::Duration,
 };
 
 use jiff::Timestamp;
-use qudata_host::{command::Tool, durable, size::ByteSize};
+use qudata_host::{capacity::HostCapacity, durable, size::ByteSize};
 use qudata_qemu::{
-    disk::{self, BaseFormat, BaseImage, Owner, inspect_base},
+    disk::{self, BaseImage, Owner, inspect_base},
     firmware::{self, BootFilesError, Firmware},
     machine::Accel,
 };
@@ -28,18 +27,19 @@ use crate::{
     driver::{DriverPlan, plan_driver},
     error::BuildError,
     lock::Lock,
+    memory::plan_memory,
     obtain::{Folders, Obtained, obtain, part_name},
+    pack::{DISK, inspect_packed, pack},
     progress::Progress,
     record::{BaseRecord, DriverRecord, ImageId, ImageRecord, Options},
     report::Report,
     source::{Location, SourcePlan, SourceWish, plan_source},
+    space::{Room, plan_need},
     store::{FETCHED, Store, WORK},
 };
 
 /// Room for a driver, its tools and a renter's first packages.
 const CUSTOMISED_GIB: u64 = 10;
-/// Writing a disk of some GiB.
-const PACK_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// What is built.
 #[derive(Debug, Clone)]
@@ -71,6 +71,12 @@ pub struct Place {
     pub user: Option<Owner>,
     /// Log of what the machine printed.
     pub log: PathBuf,
+    /// Folder of the instances' folders: what their disks may still grow by is not there for a build.
+    pub instances: PathBuf,
+    /// Memory that is never given away.
+    pub reserve_memory: ByteSize,
+    /// Disk space that is never given away.
+    pub reserve_disk: ByteSize,
 }
 
 /// How the machine that customises an image starts: as the instances of this host do.
@@ -116,9 +122,10 @@ pub async fn build(wish: &BuildWish, progress: &mut dyn FnMut(Progress)) -> Resu
         Location::File(_) => None,
     };
     store.sweep(part.as_deref()).map_err(BuildError::Publish)?;
+    let room = check_host(wish, &plan)?;
     let nonce = uuid::Uuid::new_v4().simple().to_string();
     let dir = store.dir().join(format!("{WORK}{nonce}"));
-    let site = Site { wish, plan: &plan, store: &store, dir: &dir, nonce: &nonce };
+    let site = Site { wish, plan: &plan, store: &store, dir: &dir, nonce: &nonce, room };
     let made = site.make(progress).await;
     // Only tidiness: the next build sweeps what cannot be removed now.
     let _ = durable::remove_tree(&dir);
@@ -136,7 +143,29 @@ fn plan(wish: &BuildWish) -> Result<Plan, BuildError> {
         check_package(name).map_err(BuildError::Customise)?;
     }
     let driver = plan_driver(&customisation.driver, &customisation.gpus).map_err(BuildError::Driver)?;
+    if driver.is_some() && wish.place.start == Start::Direct {
+        return Err(BuildError::DirectDriver);
+    }
     Ok(Plan { source, driver })
+}
+
+/// Refuses what would take from renters, before anything is fetched. Returns the room that a download may take.
+fn check_host(wish: &BuildWish, plan: &Plan) -> Result<Room, BuildError> {
+    let place = &wish.place;
+    if wish.customise.is_some() {
+        let host = HostCapacity::observe(&place.image_dir);
+        let host = host.map_err(BuildError::other("reading the host's capacity"))?;
+        plan_memory(host.memory_available, place.reserve_memory)?;
+    }
+    let copied = match &plan.source.image {
+        // What cannot be read is told when it is copied.
+        Location::File(path) => fs::metadata(path).map_or(0, |found| found.len()),
+        Location::Url(_) => 0,
+    };
+    let needed = plan_need(copied, wish.customise.is_some(), plan.driver.is_some());
+    let room = Room::observe(place)?;
+    room.check(needed, &place.image_dir)?;
+    Ok(room)
 }
 
 /// One build under way.
@@ -146,13 +175,15 @@ struct Site<'a> {
     store: &'a Store,
     dir: &'a Path,
     nonce: &'a str,
+    room: Room,
 }
 
 impl Site<'_> {
     async fn make(&self, progress: &mut dyn FnMut(Progress)) -> Result<ImageRecord, BuildError> {
         durable::create_dir(self.dir, 0o711).map_err(BuildError::other("making the build's folder"))?;
         let fetched = self.store.dir().join(FETCHED);
-        let folders = Folders { work: self.dir, fetched: &fetched };
+        let changes = plan_need(0, self.wish.customise.is_some(), self.plan.driver.is_some());
+        let folders = Folders { work: self.dir, fetched: &fetched, room: self.room, changes };
         let source = obtain(&self.plan.source, folders, progress).await?;
         // Before any tool touches it: a header can name any file of the host.
         let image = inspect_base(&source.file).map_err(BuildError::Unfit)?;
@@ -176,7 +207,7 @@ impl Site<'_> {
             None => (None, self.untouched(&source.file, image, size).await?),
         };
         progress(Progress::Packing);
-        let folder = self.pack(&disk).await?;
+        let folder = pack(&self.wish.place, self.dir, &disk).await?;
         if self.plan.driver.is_none() {
             // With a driver the kernel may be a newer one than the files beside the source are of.
             self.keep_boot_files(&folder, boot_files.as_ref())?;
@@ -224,51 +255,6 @@ impl Site<'_> {
         Ok(disk)
     }
 
-    /// Writes the disk whole, without anything that it lay over, and checks it.
-    async fn pack(&self, disk: &Path) -> Result<PathBuf, BuildError> {
-        let folder = self.dir.join("final");
-        let packed = folder.join("disk.qcow2");
-        durable::create_dir(&folder, 0o755).map_err(BuildError::other("making the image's folder"))?;
-        if let Some(user) = self.wish.place.user {
-            let given = lchown(&folder, Some(user.uid), Some(user.gid));
-            given.map_err(BuildError::file("give away", &folder))?;
-        }
-        let format = BaseFormat::Qcow2.name();
-        let convert = ["convert", "-q", "-f", format, "-O", format];
-        self.qemu_img(&convert)
-            .arg(disk)
-            .arg(&packed)
-            .run()
-            .await
-            .map_err(BuildError::tool("packing the image"))?;
-        self.qemu_img(&["check", "-q", "-f", format])
-            .arg(&packed)
-            .run()
-            .await
-            .map_err(BuildError::tool("checking the image"))?;
-        let Owner { uid, gid } = myself();
-        for path in [&folder, &packed] {
-            lchown(path, Some(uid), Some(gid)).map_err(BuildError::file("take", path))?;
-        }
-        fs::set_permissions(&packed, fs::Permissions::from_mode(0o444))
-            .map_err(BuildError::file("protect", &packed))?;
-        File::open(&packed).and_then(|file| file.sync_all()).map_err(BuildError::file("sync", &packed))?;
-        inspect_base(&packed).map_err(BuildError::Unfit)?;
-        Ok(folder)
-    }
-
-    /// qemu-img as the machine's user: what the machine wrote into its disk's header is not followed with root's rights. It
-    /// ends with this program, so that nothing writes where the next build sweeps.
-    fn qemu_img(&self, args: &[&str]) -> Tool {
-        let mut tool = Tool::new("setpriv").args(["--no-new-privs", "--pdeathsig", "KILL"]);
-        if let Some(user) = self.wish.place.user {
-            tool = tool.arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid));
-            tool = tool.arg("--clear-groups");
-        }
-        let tool = tool.arg("--").arg(self.wish.place.qemu_img.as_os_str());
-        tool.args(args.iter().copied()).deadline(PACK_DEADLINE)
-    }
-
     fn keep_boot_files(&self, folder: &Path, files: Option<&Firmware>) -> Result<(), BuildError> {
         let Some(Firmware::Direct { kernel, initrd, cmdline }) = files else { return Ok(()) };
         for (from, name) in [(kernel, "disk.vmlinuz"), (initrd, "disk.initrd")] {
@@ -286,7 +272,7 @@ impl Site<'_> {
         source: &Obtained,
         report: Option<Report>,
     ) -> Result<ImageRecord, BuildError> {
-        let disk = folder.join("disk.qcow2");
+        let disk = folder.join(DISK);
         let (path, count) = (disk.clone(), AtomicU64::new(0));
         let digest = tokio::task::spawn_blocking(move || Digest::sha256_of(&path, &count))
             .await
@@ -294,7 +280,7 @@ impl Site<'_> {
             .and_then(|digest| digest)
             .map_err(BuildError::file("read", &disk))?;
         let size = fs::metadata(&disk).map_err(BuildError::file("read", &disk))?.len();
-        let image = inspect_base(&disk).map_err(BuildError::Unfit)?;
+        let image = inspect_packed(&disk)?;
         let report = report.unwrap_or_default();
         let driver = report.fact("driver").zip(report.fact("modules"));
         let wish = self.wish.customise.as_ref();
@@ -339,7 +325,7 @@ pub(crate) async fn make_disk(
     disk::create_overlay(&plan, &place.qemu_img).await.map_err(BuildError::other("creating the disk"))
 }
 
-fn myself() -> Owner {
+pub(crate) fn myself() -> Owner {
     Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
 }
 

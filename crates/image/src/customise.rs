@@ -20,9 +20,11 @@ use crate::{
     driver::{DriverPlan, DriverWish},
     error::BuildError,
     machine::{Machine, Pipes},
+    memory::plan_memory,
     progress::Progress,
     report::Report,
     seed,
+    space::{LITTLE, Room},
 };
 
 /// More helps nobody: a kernel module is compiled in parallel, packages are unpacked one by one.
@@ -154,16 +156,15 @@ pub(crate) async fn customise(
         accel,
         firmware: &firmware,
         cpus: host.cpus.clamp(1, CPUS),
-        memory: memory(host.memory_available),
+        // Once more: fetching takes minutes, in which others may have taken it.
+        memory: plan_memory(host.memory_available, place.reserve_memory)?,
         disk: &disk,
         seed: &seed,
         pipes: &pipes,
     };
     let run = Boot {
         machine: &machine,
-        qemu: &place.qemu,
-        user: place.user,
-        log: &place.log,
+        place,
         silence: if emulated { SILENCE_EMULATED } else { SILENCE },
         longest: if emulated { LONGEST_EMULATED } else { LONGEST },
     };
@@ -177,8 +178,12 @@ pub(crate) async fn customise(
     match judge(&ended, work.nonce, &place.log) {
         Ok(()) => Ok(ended.report),
         // A full disk shows as anything inside; the cause is what has to be told.
-        Err(_) if nearly_full(work.dir) => Err(BuildError::Full { dir: place.image_dir.clone() }),
-        Err(error) => Err(BuildError::Customise(error)),
+        Err(error) => match Room::observe(place) {
+            Ok(room) if room.is_used_up() => {
+                Err(BuildError::NoRoom { needed: LITTLE, room, dir: place.image_dir.clone() })
+            }
+            _ => Err(BuildError::Customise(error)),
+        },
     }
 }
 
@@ -202,16 +207,6 @@ async fn choose_accel(place: &Place, scratch: &Path) -> Result<Accel, BuildError
     }
     let probe = KvmProbe::run(&place.qemu, scratch).await.map_err(BuildError::other("probing KVM"))?;
     Ok(if probe.is_usable() { Accel::Kvm } else { Accel::Tcg })
-}
-
-/// Half of what is free, between what a package manager needs and what a compiler can use.
-fn memory(available: ByteSize) -> ByteSize {
-    ByteSize::from_mib((available.mib() / 2).clamp(768, 4096))
-}
-
-fn nearly_full(dir: &Path) -> bool {
-    let free = rustix::fs::statvfs(dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize));
-    free.is_ok_and(|bytes| bytes < 16 << 20)
 }
 
 /// Whether the run proves that everything was done.
@@ -274,12 +269,5 @@ mod tests {
         for name in ["", "a", "-y", "a b", "a;reboot", "a'", "A1", "a$(id)", "a/b", "a=1"] {
             assert!(check_package(name).is_err(), "{name}");
         }
-    }
-
-    #[test]
-    fn the_machine_leaves_memory_to_the_host() {
-        assert_eq!(memory(ByteSize::from_gib(512)), ByteSize::from_gib(4));
-        assert_eq!(memory(ByteSize::from_gib(3)), ByteSize::from_mib(1536));
-        assert_eq!(memory(ByteSize::from_mib(600)), ByteSize::from_mib(768));
     }
 }

@@ -92,6 +92,9 @@ choose_modules() {
     if [ "$1" -lt "$DRIVER_LEAST" ]; then
         fail "the driver $1 does not know the GPUs of this host: at least $DRIVER_LEAST is needed"
     fi
+    if [ "$1" -gt "$DRIVER_MOST" ]; then
+        fail "the driver $1 does not serve the GPUs of this host any more: at most $DRIVER_MOST does"
+    fi
     case $DRIVER_MODULES in
         either)
             # From this branch on the open modules support every GPU since Turing.
@@ -104,9 +107,10 @@ choose_modules() {
 debian_driver() {
     add_components
     update
-    version=$(apt-cache madison nvidia-driver | awk -v wish="$DRIVER" \
-        '{ v = $3; sub(/^[0-9]+:/, "", v); if (wish == "distro" || index(v "-", wish "-") == 1 || index(v, wish ".") == 1) { print $3; exit } }')
-    [ -n "$version" ] || fail "this release has no nvidia-driver $DRIVER; it has: $(apt-cache madison nvidia-driver)"
+    # Newest first.
+    version=$(apt-cache madison nvidia-driver | awk -v wish="$DRIVER" -v most="$DRIVER_MOST" \
+        '{ v = $3; sub(/^[0-9]+:/, "", v); if (v + 0 >= most + 1) next; if (wish == "distro" || index(v "-", wish "-") == 1 || index(v, wish ".") == 1) { print $3; exit } }')
+    [ -n "$version" ] || fail "this release has no nvidia-driver $DRIVER that serves the GPUs of this host; it has: $(apt-cache madison nvidia-driver)"
     branch=${version#*:}
     choose_modules "${branch%%.*}"
     if [ "$modules" = open ]; then kernel_driver=nvidia-open-kernel-dkms; else kernel_driver=nvidia-kernel-dkms; fi
@@ -117,11 +121,11 @@ ubuntu_driver() {
     update
     branches=$(apt-cache --names-only search '^nvidia-driver-[0-9]+-server(-open)?$' | sed -E 's/^nvidia-driver-([0-9]+)-.*/\1/' | sort -un)
     if [ "$DRIVER" = distro ]; then
-        branch=$(echo "$branches" | tail -n 1)
+        branch=$(echo "$branches" | awk -v most="$DRIVER_MOST" '$1 <= most' | tail -n 1)
     else
         branch=$(echo "$branches" | grep -x "${DRIVER%%.*}" | tail -n 1)
     fi
-    [ -n "$branch" ] || fail "this release has no nvidia-driver-…-server of $DRIVER; it has: $branches"
+    [ -n "$branch" ] || fail "this release has no nvidia-driver-…-server of $DRIVER that serves the GPUs of this host; it has: $branches"
     choose_modules "$branch"
     suffix=
     if [ "$modules" = open ]; then suffix=-open; fi
@@ -179,6 +183,7 @@ install_jupyter() {
     update
     get install --no-install-recommends python3-venv
     python3 -m venv /opt/jupyter
+    # As PyPI has it now, checked by nobody: the help and the manual say so.
     /opt/jupyter/bin/pip install --disable-pip-version-check --no-cache-dir --no-input jupyterlab 3>&-
     # Renters publish port 8888, so it listens everywhere; the token is made by each instance for itself.
     cat >/etc/systemd/system/qudata-jupyter.service <<'UNIT'
@@ -212,9 +217,20 @@ CONF
     echo '$nrconf{restart} = "l";' >/etc/needrestart/conf.d/50-qudata.conf
 }
 
+# Whatever else happened in this machine, nothing is half installed, and the kernel that boots has its driver.
+check_whole() {
+    broken=$(dpkg --audit) || fail "packages are not whole: $broken"
+    [ -z "$broken" ] || fail "packages are not whole: $broken"
+    if [ "$DRIVER" != none ]; then
+        kernel=$(newest_kernel)
+        [ "$(modinfo -k "$kernel" -F version nvidia)" = "$driver" ] || fail "the kernel $kernel has no module of the driver $driver"
+    fi
+}
+
 # What would make two instances the same machine, or tell of the builder.
 clean() {
     begin clean
+    check_whole
     get clean
     rm -rf /var/lib/apt/lists/*
     for unit in rsyslog.service syslog.socket; do

@@ -11,6 +11,10 @@ const BLACKWELL: u16 = 0x2900;
 /// First driver branch that knows Blackwell.
 const BLACKWELL_BRANCH: u32 = 570;
 
+/// Last driver branch for GPUs older than Turing: NVIDIA's release notes of it name Maxwell, Pascal and Volta as supported for
+/// the last time.
+const OLD_BRANCH: u32 = 580;
+
 /// Kernel modules of the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Modules {
@@ -103,6 +107,8 @@ pub(crate) struct DriverPlan {
     pub(crate) modules: Option<Modules>,
     /// Oldest branch that will do; 0 for any.
     pub(crate) least: u32,
+    /// Newest branch that will do; none for any.
+    pub(crate) most: Option<u32>,
 }
 
 /// A driver that cannot serve the GPUs that are there.
@@ -137,6 +143,17 @@ pub enum PlanDriverError {
         /// The GPU.
         gpu: String,
     },
+    /// The branch knows a GPU no longer.
+    #[error(
+        "the driver {version} does not serve the GPU {gpu} any more, which is older than Turing: {OLD_BRANCH} is the last \
+         branch that does, write --driver {OLD_BRANCH}"
+    )]
+    TooNew {
+        /// What was asked for.
+        version: String,
+        /// The GPU.
+        gpu: String,
+    },
 }
 
 /// Decides for the NVIDIA device ids `gpus`; none: no driver.
@@ -166,12 +183,17 @@ pub(crate) fn plan_driver(wish: &DriverWish, gpus: &[u16]) -> Result<Option<Driv
         (said, _, _) => said,
     };
     let least = if new.is_some() && modules == Some(Modules::Open) { BLACKWELL_BRANCH } else { 0 };
+    // Where both generations are there, the modules say which of them is served.
+    let most = (old.is_some() && modules == Some(Modules::Proprietary)).then_some(OLD_BRANCH);
     let branch = version.split('.').next().and_then(|branch| branch.parse::<u32>().ok());
-    match (branch, new) {
-        (Some(branch), Some(gpu)) if branch < least => {
+    match (branch, old, new) {
+        (Some(branch), _, Some(gpu)) if branch < least => {
             Err(PlanDriverError::TooOld { version: version.to_owned(), gpu: name(gpu) })
         }
-        _ => Ok(Some(DriverPlan { version: version.to_owned(), modules, least })),
+        (Some(branch), Some(gpu), _) if most.is_some_and(|most| branch > most) => {
+            Err(PlanDriverError::TooNew { version: version.to_owned(), gpu: name(gpu) })
+        }
+        _ => Ok(Some(DriverPlan { version: version.to_owned(), modules, least, most })),
     }
 }
 
@@ -201,21 +223,25 @@ mod tests {
     #[test]
     fn kernel_modules_follow_the_generation() {
         use Modules::*;
-        type Expected = Option<(Option<Modules>, u32)>;
-        let table: [(&str, &[u16], Expected); 9] = [
+        type Expected = Option<(Option<Modules>, u32, Option<u32>)>;
+        let table: [(&str, &[u16], Expected); 12] = [
             ("auto", &[], None),
             ("none", &[H100], None),
-            ("auto", &[H100, RTX4090, T4], Some((None, 0))),
-            ("auto", &[V100], Some((Some(Proprietary), 0))),
-            ("auto", &[V100, H100], Some((Some(Proprietary), 0))),
-            ("auto", &[B200, H100], Some((Some(Open), 570))),
-            ("580", &[RTX5090], Some((Some(Open), 570))),
-            ("distro", &[], Some((None, 0))),
-            ("proprietary:distro", &[V100, B200], Some((Some(Proprietary), 0))),
+            ("auto", &[H100, RTX4090, T4], Some((None, 0, None))),
+            ("auto", &[V100], Some((Some(Proprietary), 0, Some(580)))),
+            ("auto", &[V100, H100], Some((Some(Proprietary), 0, Some(580)))),
+            ("auto", &[B200, H100], Some((Some(Open), 570, None))),
+            ("580", &[RTX5090], Some((Some(Open), 570, None))),
+            ("580.95", &[V100], Some((Some(Proprietary), 0, Some(580)))),
+            ("590", &[T4], Some((None, 0, None))),
+            ("distro", &[], Some((None, 0, None))),
+            ("proprietary:distro", &[V100, B200], Some((Some(Proprietary), 0, Some(580)))),
+            ("open:590", &[V100, B200], Some((Some(Open), 570, None))),
         ];
         for (wish, gpus, expected) in table {
             let plan = plan_driver(&wish.parse().unwrap(), gpus).unwrap();
-            assert_eq!(plan.map(|plan| (plan.modules, plan.least)), expected, "{wish} {gpus:x?}");
+            let plan = plan.map(|plan| (plan.modules, plan.least, plan.most));
+            assert_eq!(plan, expected, "{wish} {gpus:x?}");
         }
     }
 
@@ -226,5 +252,10 @@ mod tests {
         assert!(matches!(refused("open:distro", &[V100]), PlanDriverError::Modules { .. }));
         assert!(matches!(refused("proprietary:distro", &[RTX5090]), PlanDriverError::Modules { .. }));
         assert!(matches!(refused("535", &[B200]), PlanDriverError::TooOld { .. }));
+        for wish in ["590", "proprietary:581.10"] {
+            let error = refused(wish, &[V100, H100]);
+            assert!(matches!(error, PlanDriverError::TooNew { .. }), "{wish}");
+            assert!(error.to_string().contains("--driver 580"), "{error}");
+        }
     }
 }

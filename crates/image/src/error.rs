@@ -6,12 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use qudata_host::command::ToolError;
+use qudata_host::{command::ToolError, size::ByteSize};
 use qudata_qemu::disk::InspectBaseError;
 
 use crate::{
     boot::BootError, customise::CustomiseError, driver::PlanDriverError, fetch::FetchError, lock::LockError,
-    signature::SignatureError, source::PlanSourceError, store::StoreError,
+    signature::SignatureError, source::PlanSourceError, space::Room, store::StoreError, users::UsersError,
 };
 
 /// An image that was not made. Nothing of it can be seen by anybody.
@@ -66,15 +66,44 @@ pub enum BuildError {
         /// GiB needed.
         needed: u64,
     },
-    /// The disk is full.
+    /// The disk would be full, or what is promised to instances would not be there.
     #[error(
-        "the file system of {} is full: make room, or set QUDATA_IMAGE_DIR to a larger one, and run the same command again",
-        dir.display()
+        "at least {} are needed on the file system of {}, which has {} free; the disks of instances may still grow by {}, and \
+         {} are kept free (host_reserve_disk). Make room, or set QUDATA_IMAGE_DIR to a larger one, and run the same command \
+         again",
+        readable(*needed), dir.display(), readable(room.free), readable(room.promised), readable(room.reserve)
     )]
-    Full {
+    NoRoom {
+        /// What must fit.
+        needed: ByteSize,
+        /// What there is.
+        room: Room,
         /// The images' folder.
         dir: PathBuf,
     },
+    /// Renters' machines need the memory.
+    #[error(
+        "{} MiB of memory are needed to customise an image, and this host has {} MiB available, of which it keeps {} MiB \
+         (host_reserve_memory): end what takes the memory, or build when fewer instances run. --no-customise needs none",
+        needed.mib(), available.mib(), reserve.mib()
+    )]
+    Memory {
+        /// For the machine and QEMU.
+        needed: ByteSize,
+        /// `MemAvailable`.
+        available: ByteSize,
+        /// What the owner keeps.
+        reserve: ByteSize,
+    },
+    /// The images of instances cannot be told from their disks.
+    #[error("cannot tell how much room the disks of the instances still need")]
+    Users(#[source] UsersError),
+    /// Nothing could boot it.
+    #[error(
+        "instances of this host boot the kernel beside the image (firmware = \"direct\"), and a driver may bring a newer \
+         one: no instance could start from it. Set firmware to uefi or bios, or build with --driver none"
+    )]
+    DirectDriver,
     /// A file cannot be made or read.
     #[error("cannot {attempt} {}", path.display())]
     File {
@@ -128,6 +157,8 @@ impl BuildError {
             Self::Fetch(FetchError::Truncated { .. }) => "download_truncated",
             Self::Signature(SignatureError::Bad { .. } | SignatureError::NoKeyring { .. }) => "bad_signature",
             Self::NotListed { .. } | Self::Checksum { .. } => "bad_checksum",
+            Self::NoRoom { .. } => "disk_too_small",
+            Self::Memory { .. } => "memory_too_small",
             Self::Source(_)
             | Self::Driver(_)
             | Self::Lock(_)
@@ -135,12 +166,13 @@ impl BuildError {
             | Self::Signature(_)
             | Self::Unfit(_)
             | Self::Size { .. }
-            | Self::Full { .. }
             | Self::File { .. }
             | Self::Tool { .. }
             | Self::Other { .. }
             | Self::Boot(_)
             | Self::Customise(_)
+            | Self::Users(_)
+            | Self::DirectDriver
             | Self::Publish(_) => "image_failed",
         }
     }
@@ -158,7 +190,7 @@ impl BuildError {
             }
             cause = error.source();
         }
-        matches!(self, Self::Full { .. })
+        false
     }
 
     pub(crate) fn file(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
@@ -173,6 +205,15 @@ impl BuildError {
     pub(crate) fn other<E: Error + Send + Sync + 'static>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Other { what, source: Box::new(source) }
     }
+}
+
+/// As people count: GiB with one digit behind the point, MiB below one; rounded up.
+fn readable(size: ByteSize) -> String {
+    if size < ByteSize::from_gib(1) {
+        return format!("{} MiB", size.bytes().div_ceil(1 << 20));
+    }
+    let tenths = (u128::from(size.bytes()) * 10).div_ceil(1 << 30);
+    format!("{}.{} GiB", tenths / 10, tenths % 10)
 }
 
 #[cfg(test)]
@@ -192,7 +233,7 @@ mod tests {
             BuildError::file("write", Path::new("/a"))(full()),
             BuildError::Fetch(FetchError::Write { path: "/a".into(), source: full() }),
             BuildError::tool("packing the image")(tool),
-            BuildError::Full { dir: "/a".into() },
+            BuildError::NoRoom { needed: ByteSize::from_gib(1), room: Room::default(), dir: "/a".into() },
         ] {
             assert_eq!(error.code(), "disk_too_small", "{error}");
         }

@@ -104,6 +104,8 @@ enum Ended {
     /// No attempt will be better.
     Refused(String),
     Unwritable(String),
+    /// It is larger than it may be.
+    TooLarge,
 }
 
 /// Fetches to the end. `told` gets the bytes that are here and the size of the file.
@@ -118,7 +120,9 @@ pub(crate) async fn fetch(
         let before = length(wish.part);
         let (ended, total) = attempt(wish, told).await?;
         let have = length(wish.part);
-        if have > wish.limit {
+        if ended == Ended::TooLarge || have > wish.limit {
+            // Of no use to anybody, and it takes room.
+            remove(wish.part)?;
             return Err(FetchError::TooLarge { url: url(), limit: wish.limit });
         }
         fruitless = if have > before { 0 } else { fruitless + 1 };
@@ -142,7 +146,7 @@ pub(crate) async fn fetch(
             Ended::Again { reached: false, said } if fruitless >= FRUITLESS => {
                 return Err(FetchError::Down { url: url(), said });
             }
-            Ended::Again { .. } => sleep(PAUSE).await,
+            Ended::Again { .. } | Ended::TooLarge => sleep(PAUSE).await,
         }
     }
 }
@@ -195,7 +199,7 @@ async fn attempt(
                     let have = length(wish.part);
                     told(have, total());
                     if have > wish.limit {
-                        return Err(FetchError::TooLarge { url: wish.url.to_owned(), limit: wish.limit });
+                        return Ok((Ended::TooLarge, total()));
                     }
                 }
             }
@@ -233,6 +237,9 @@ fn command(wish: &Fetch<'_>, head: &Path) -> Command {
     command.arg("--connect-timeout").arg(CONNECT.as_secs().to_string());
     command.arg("--speed-limit").arg(SLOWEST.to_string());
     command.arg("--speed-time").arg(STALL.as_secs().to_string());
+    // Of what is still to come. A server may tell no length, and old curls know no limit then: the size is looked at as well.
+    let rest = wish.limit.saturating_sub(length(wish.part)).max(1);
+    command.arg("--max-filesize").arg(rest.to_string());
     command.arg("--dump-header").arg(head).arg("--output").arg(wish.part);
     command.args(["--continue-at", "-", "--"]).arg(wish.url);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -252,6 +259,7 @@ fn judge(code: Option<i32>, have: u64, answer: &Head, said: String) -> Ended {
         Some(22) if answer.status >= 500 => Ended::Again { reached: false, said },
         Some(22) => Ended::Refused(said),
         Some(23) => Ended::Unwritable(said),
+        Some(63) => Ended::TooLarge,
         // Partial file, stalled, empty reply, connection lost while sending or receiving, error of HTTP/2.
         Some(18 | 28 | 52 | 55 | 56 | 92) => Ended::Again { reached: have > 0, said },
         // No such host, no connection, TLS handshake broken off.
@@ -328,6 +336,7 @@ mod tests {
         assert_eq!(judged(18, 5, &head(200, Some(10))), again(true));
         assert_eq!(judged(7, 5, &head(0, None)), again(false));
         assert_eq!(judged(60, 0, &head(0, None)), Ended::Refused("words".into()));
+        assert_eq!(judged(63, 0, &head(200, Some(10))), Ended::TooLarge);
         assert_eq!(judged(23, 5, &head(200, Some(10))), Ended::Unwritable("words".into()));
     }
 }

@@ -6,6 +6,7 @@
 //!   qudata-base.qcow2                a link to the current image, replaced in one step
 //!   <id>/disk.qcow2  manifest.json   an image, read-only for good; the id is the beginning of the disk's SHA-256
 //!   <id>/disk.{vmlinuz,initrd,cmdline}   for firmware "direct", where the source had them
+//!   .users/<name>                    where the instances of an agent are, whose disks may lie over these images
 //!   .lock                            one builder at a time
 //!   .fetch/<key>.part                a download, kept until an image was made of it
 //!   .work-*/                         a build, or an image on its way out: swept by the next one
@@ -19,16 +20,21 @@ mod digest;
 mod driver;
 mod error;
 mod fetch;
+mod launch;
 mod lock;
 mod machine;
+mod memory;
 mod obtain;
+mod pack;
 mod progress;
 mod record;
 mod report;
 mod seed;
 mod signature;
 mod source;
+mod space;
 mod store;
+mod users;
 mod uses;
 
 pub use self::{
@@ -44,8 +50,10 @@ pub use self::{
     record::{BaseRecord, DriverRecord, ImageId, ImageRecord, Options, ParseIdError},
     signature::SignatureError,
     source::{Known, Location, ParseLocationError, PlanSourceError, Proof, Source, SourceWish},
-    store::{Damaged, Listing, Store, StoreError},
-    uses::{DiskUse, in_use},
+    space::Room,
+    store::{Claims, Damaged, Listing, Store, StoreError},
+    users::UsersError,
+    uses::DiskUse,
 };
 // What a caller fills `Place` with.
 pub use qudata_qemu::{disk::Owner, machine::Accel};

@@ -5,9 +5,15 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, flock};
+
+/// What a builder was starting when it ended has a copy of the lock until it executes its program.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The images are not ours to change.
 #[derive(Debug, thiserror::Error)]
@@ -46,10 +52,32 @@ impl Lock {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(LockError::Busy { dir: dir.to_owned() }),
-            Err(error) => Err(failed(error.into())),
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => sleep(PAUSE),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(LockError::Busy { dir: dir.to_owned() }),
+                Err(error) => return Err(failed(error.into())),
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_builder_that_ends_at_this_moment_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Lock::take(dir.path()).unwrap();
+        assert!(matches!(Lock::take(dir.path()), Err(LockError::Busy { .. })));
+        let ends = std::thread::spawn(move || {
+            sleep(PATIENCE / 5);
+            drop(first);
+        });
+        Lock::take(dir.path()).unwrap();
+        ends.join().unwrap();
     }
 }

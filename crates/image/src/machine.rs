@@ -61,8 +61,10 @@ pub(crate) fn plan_argv(machine: &Machine<'_>) -> Vec<OsString> {
     line.add("-action", "reboot=reset,shutdown=poweroff");
     firmware(machine.firmware, &mut line);
     disks(machine, &mut line);
-    // QEMU's own network stack, and not passt behind the tenants' policy: nobody's code runs here but what the distribution
-    // signed, and the mirror that it must reach may well be on the owner's own network, where tenants must never get.
+    // QEMU's own network stack, and not passt behind the tenants' policy: the mirror that it must reach may well be on the
+    // owner's own network, where tenants must never get. So whatever runs here reaches that network too. That is no tenant's
+    // code, but not all of it is signed by a distribution either: with --jupyter it is what PyPI serves, and with --from FILE
+    // or a digest whatever the owner has found good.
     line.add("-netdev", "user,id=net,ipv6=off");
     line.add("-device", format!("virtio-net-pci,netdev=net,mac={MAC},romfile="));
     line.add("-device", "virtio-rng-pci");

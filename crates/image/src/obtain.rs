@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use qudata_host::size::ByteSize;
 use tokio::time::interval;
 
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     progress::Progress,
     signature,
     source::{Location, Proof, SourcePlan},
+    space::Room,
 };
 
 /// Larger than any cloud image.
@@ -47,6 +49,10 @@ pub(crate) struct Folders<'a> {
     pub(crate) work: &'a Path,
     /// Of downloads, which are kept until an image was made of them.
     pub(crate) fetched: &'a Path,
+    /// On their file system.
+    pub(crate) room: Room,
+    /// What must stay of it for what is made of the image.
+    pub(crate) changes: ByteSize,
 }
 
 /// Name of a download's file.
@@ -74,12 +80,11 @@ pub(crate) async fn obtain(
         Location::Url(url) => {
             let file = folders.fetched.join(part_name(url));
             let resumed = fs::metadata(&file).is_ok_and(|found| found.len() > 0);
-            let digest = fetched(url, &file, expected.as_ref(), progress).await?;
-            let mut digest = digest;
+            let mut digest = fetched(url, &file, folders, expected.as_ref(), progress).await?;
             if resumed && compare(plan, &digest, expected.as_ref()).is_err() {
                 // The beginning may be of an older image with the same name.
                 remove(&file)?;
-                digest = fetched(url, &file, expected.as_ref(), progress).await?;
+                digest = fetched(url, &file, folders, expected.as_ref(), progress).await?;
             }
             if let Err(error) = compare(plan, &digest, expected.as_ref()) {
                 remove(&file)?;
@@ -97,14 +102,29 @@ fn remove(file: &Path) -> Result<(), BuildError> {
 async fn fetched(
     url: &str,
     file: &Path,
+    folders: Folders<'_>,
     expected: Option<&Digest>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Digest, BuildError> {
-    let wish = Fetch { url, part: file, limit: IMAGE_MAX };
-    fetch(&wish, &mut |done, total| progress(Progress::Fetching { done, total }))
-        .await
-        .map_err(BuildError::Fetch)?;
+    let limit = plan_limit(folders.room, folders.changes, fs::metadata(file).map_or(0, |found| found.len()));
+    let wish = Fetch { url, part: file, limit };
+    fetch(&wish, &mut |done, total| progress(Progress::Fetching { done, total })).await.map_err(|error| {
+        match error {
+            // Not a strange image, but a small disk.
+            FetchError::TooLarge { .. } if limit < IMAGE_MAX => {
+                let needed = folders.room.left().saturating_add(ByteSize::from_bytes(1));
+                let dir = folders.fetched.parent().unwrap_or(folders.fetched).to_owned();
+                BuildError::NoRoom { needed, room: folders.room, dir }
+            }
+            error => BuildError::Fetch(error),
+        }
+    })?;
     digest_of(file, expected, progress).await
+}
+
+/// Most bytes that an image may have which is to be fetched, of which `have` are here and take their room already.
+fn plan_limit(room: Room, changes: ByteSize, have: u64) -> u64 {
+    room.left().saturating_sub(changes).bytes().saturating_add(have).min(IMAGE_MAX)
 }
 
 /// The digest that the image must have, and what says so.
@@ -221,5 +241,21 @@ async fn counted<T: Send + 'static>(
                 progress(Progress::Reading { what, done: count.load(Ordering::Relaxed), total });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_download_leaves_room_for_what_is_made_of_it() {
+        let gib = ByteSize::from_gib;
+        let room = Room { free: gib(20), promised: gib(5), reserve: gib(2) };
+        assert_eq!(plan_limit(room, gib(8), 0), 5 << 30);
+        // What is here already takes its room already.
+        assert_eq!(plan_limit(room, gib(8), 1 << 30), 6 << 30);
+        assert_eq!(plan_limit(room, gib(30), 0), 0);
+        assert_eq!(plan_limit(Room { free: gib(1 << 20), ..room }, gib(8), 0), IMAGE_MAX);
     }
 }

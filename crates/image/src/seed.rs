@@ -4,11 +4,29 @@
 use qudata_host::iso::{self, BuildIsoError};
 use serde_json::json;
 
-use crate::{customise::Customisation, driver::DriverPlan, machine::MAC};
+use crate::{
+    customise::Customisation,
+    driver::{DriverPlan, Modules},
+    machine::MAC,
+};
 
 const SCRIPT: &str = include_str!("customise.sh");
 /// In memory: it leaves no trace on the disk.
 const PATH: &str = "/run/qudata-image.sh";
+
+/// What starts the system's own updates. They may run already when the seed is read.
+const TIMERS: [&str; 2] = ["apt-daily.timer", "apt-daily-upgrade.timer"];
+/// What must not start in this boot, but in every other: a mask of the runtime leaves nothing on the disk.
+const QUIET: [&str; 6] = [
+    // It would register this machine as a device and leave its key.
+    "snapd.service",
+    "snapd.socket",
+    "snapd.seeded.service",
+    // Another kernel in the middle of the work would come without a driver.
+    "apt-daily.service",
+    "apt-daily-upgrade.service",
+    "unattended-upgrades.service",
+];
 
 /// Steps of the script for what was asked, in order.
 pub(crate) fn steps(wish: &Customisation, driver: Option<&DriverPlan>) -> Vec<&'static str> {
@@ -29,15 +47,14 @@ pub(crate) fn steps(wish: &Customisation, driver: Option<&DriverPlan>) -> Vec<&'
 /// The script with what was asked in front of it. Every value was checked for being harmless to a shell.
 pub(crate) fn script(wish: &Customisation, driver: Option<&DriverPlan>, nonce: &str) -> String {
     let yes = |yes: bool| if yes { "yes" } else { "no" };
-    let (version, modules, least) = match driver {
-        None => ("none", "either", 0),
-        Some(plan) => {
-            (plan.version.as_str(), plan.modules.map_or("either", crate::driver::Modules::name), plan.least)
-        }
-    };
+    let version = driver.map_or("none", |plan| plan.version.as_str());
+    let modules = driver.and_then(|plan| plan.modules).map_or("either", Modules::name);
+    let least = driver.map_or(0, |plan| plan.least);
+    // Larger than any branch.
+    let most = driver.and_then(|plan| plan.most).unwrap_or(99_999);
     format!(
-        "NONCE={nonce}\nPACKAGES='{}'\nDRIVER={version}\nDRIVER_MODULES={modules}\nDRIVER_LEAST={least}\nTOOLKIT={}\n\
-         JUPYTER={}\n{SCRIPT}",
+        "NONCE={nonce}\nPACKAGES='{}'\nDRIVER={version}\nDRIVER_MODULES={modules}\nDRIVER_LEAST={least}\n\
+         DRIVER_MOST={most}\nTOOLKIT={}\nJUPYTER={}\n{SCRIPT}",
         wish.packages.join(" "),
         yes(wish.container_toolkit),
         yes(wish.jupyter),
@@ -59,11 +76,10 @@ pub(crate) fn image(script: &str, nonce: &str) -> Result<Vec<u8>, BuildIsoError>
         "/bin/sh",
         PATH,
     ];
-    // Ubuntu's snapd would register this machine as a device and leave its key; for this boot it does not start.
-    let snapd = ["snapd.service", "snapd.socket", "snapd.seeded.service"];
-    let without_snapd: Vec<&str> = ["systemctl", "mask", "--runtime"].into_iter().chain(snapd).collect();
+    let stop: Vec<&str> = ["systemctl", "stop", "--no-block"].into_iter().chain(TIMERS).collect();
+    let mask: Vec<&str> = ["systemctl", "mask", "--runtime"].into_iter().chain(QUIET).chain(TIMERS).collect();
     let user_data = json!({
-        "bootcmd": [without_snapd],
+        "bootcmd": [stop, mask],
         "growpart": {"devices": ["/"], "ignore_growroot_disabled": false, "mode": "auto"},
         "package_update": false,
         "package_upgrade": false,
@@ -91,55 +107,4 @@ pub(crate) fn image(script: &str, nonce: &str) -> Result<Vec<u8>, BuildIsoError>
 }
 
 #[cfg(test)]
-mod tests {
-    use std::process::Command;
-
-    use super::*;
-    use crate::driver::Modules;
-
-    fn all() -> (Customisation, DriverPlan) {
-        let wish = Customisation {
-            packages: vec!["htop".into(), "g++".into()],
-            jupyter: true,
-            container_toolkit: true,
-            ..Customisation::default()
-        };
-        (wish, DriverPlan { version: "570.133".into(), modules: Some(Modules::Open), least: 570 })
-    }
-
-    #[test]
-    fn shells_accept_the_script() {
-        let (wish, driver) = all();
-        for text in [script(&wish, Some(&driver), "abc"), script(&Customisation::default(), None, "abc")] {
-            for shell in ["dash", "bash"] {
-                let checked = Command::new(shell).args(["-n", "-c", &text]).output().unwrap();
-                assert!(checked.status.success(), "{shell}: {}", String::from_utf8_lossy(&checked.stderr));
-            }
-        }
-    }
-
-    #[test]
-    fn every_step_that_is_counted_begins_in_the_script() {
-        let (wish, driver) = all();
-        for step in steps(&wish, Some(&driver)) {
-            assert!(SCRIPT.contains(&format!("    begin {step}\n")), "{step}");
-        }
-        let begun = SCRIPT.lines().filter(|line| line.trim_start().starts_with("begin ")).count();
-        assert_eq!(begun, steps(&wish, Some(&driver)).len());
-    }
-
-    #[test]
-    fn failure_is_never_swallowed() {
-        for line in SCRIPT.lines() {
-            assert!(!line.contains("|| true") && !line.contains("|| :"), "{line}");
-        }
-        assert!(SCRIPT.contains("\nset -eu\n") && SCRIPT.trim_end().ends_with("echo \"done $NONCE\" >&3"));
-    }
-
-    #[test]
-    fn what_was_asked_stands_before_the_script() {
-        let (wish, driver) = all();
-        let head: String = script(&wish, Some(&driver), "abc").lines().take(7).collect::<Vec<_>>().join("\n");
-        insta::assert_snapshot!("script_head", head);
-    }
-}
+mod tests;

@@ -1,5 +1,5 @@
-//! The images of a host: a folder each, complete or not there. Owns publishing, listing, verifying and removing; called by
-//! `build` and by the CLI. [`crate`] shows the folder.
+//! The images of a host: a folder each, complete or not there. Owns publishing, listing and verifying; called by `build` and
+//! by the CLI. [`crate`] shows the folder, [`removal`] says which images may go.
 
 use std::{
     fs, io,
@@ -13,13 +13,16 @@ use qudata_host::durable::{self, DurableError};
 use qudata_qemu::disk::{InspectBaseError, inspect_base};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+pub use self::removal::Claims;
 use crate::{
     digest::Digest,
     lock::{Lock, LockError},
     obtain::PART,
     record::{ImageId, ImageRecord},
-    uses::{DiskUse, in_use},
+    users::UsersError,
 };
+
+mod removal;
 
 /// The link to the current image; the default of the agent's `base_image`.
 const CURRENT: &str = "qudata-base.qcow2";
@@ -115,6 +118,14 @@ pub enum StoreError {
         /// The image.
         id: ImageId,
     },
+    /// The settings name it.
+    #[error(
+        "image {id} is the one that the setting base_image leads to, which new instances get: change the setting first"
+    )]
+    Pinned {
+        /// The image.
+        id: ImageId,
+    },
     /// Disks need it.
     #[error("image {id} is used by the disks of {}: they are lost without it; delete the instances first", instances.join(", "))]
     InUse {
@@ -125,8 +136,8 @@ pub enum StoreError {
     },
     /// They have no disk that could tell.
     #[error(
-        "it cannot be told whether image {id} is used by {}: their disks are not made yet. Wait until they are up, or delete \
-         the instances, then do it again",
+        "it cannot be told whether image {id} is used by {}: their disks do not say yet over which image they lie. Wait until \
+         they are up, or delete the instances, then do it again",
         instances.join(", ")
     )]
     Undecided {
@@ -135,9 +146,9 @@ pub enum StoreError {
         /// Their ids.
         instances: Vec<String>,
     },
-    /// The instances' disks cannot be read.
+    /// The disks of the instances cannot be looked at.
     #[error("cannot tell which images are in use")]
-    Uses(#[source] io::Error),
+    Users(#[source] UsersError),
     /// A file or a link of the owner's has the link's name.
     #[error(
         "{} was put there by hand, and disks of instances may lie over it: it is left alone. Delete its instances, then \
@@ -148,6 +159,22 @@ pub enum StoreError {
         /// The file or link.
         path: PathBuf,
     },
+}
+
+impl StoreError {
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Lock(LockError::Busy { .. }) => "busy",
+            Self::NoSuchImage { .. } => "no_such_image",
+            Self::Manifest { .. } | Self::Changed { .. } | Self::Unfit { .. } => "image_damaged",
+            Self::Current { .. } | Self::Pinned { .. } => "image_current",
+            Self::InUse { .. } => "image_in_use",
+            Self::Undecided { .. } | Self::Users(_) => "uses_unknown",
+            Self::Durable(_) | Self::Read { .. } | Self::Lock(_) | Self::InTheWay { .. } => "image_failed",
+        }
+    }
 }
 
 impl Store {
@@ -268,77 +295,6 @@ impl Store {
         }
         inspect_base(&disk).map_err(|source| StoreError::Unfit { id: id.clone(), source })?;
         Ok(record)
-    }
-
-    /// The instances whose disks lie over an image.
-    #[must_use]
-    pub fn users(&self, id: &ImageId, uses: &[DiskUse]) -> Vec<String> {
-        let disk = self.disk(id);
-        let same = |path: &Path| path == disk || fs::canonicalize(path).is_ok_and(|real| real == disk);
-        let over = |u: &&DiskUse| u.backing.as_deref().is_some_and(same);
-        uses.iter().filter(over).map(|u| u.instance.clone()).collect()
-    }
-
-    /// Whether nothing needs an image at this moment. `instances` is the folder of the instances' folders.
-    ///
-    /// # Errors
-    /// When there is none, when it is the current one, or when disks lie over it or may come to.
-    pub fn check_unused(&self, id: &ImageId, instances: &Path) -> Result<(), StoreError> {
-        if !self.dir.join(id.to_string()).is_dir() {
-            return Err(StoreError::NoSuchImage { id: id.clone() });
-        }
-        if self.current()?.as_ref() == Some(id) {
-            return Err(StoreError::Current { id: id.clone() });
-        }
-        let uses = in_use(instances).map_err(StoreError::Uses)?;
-        let users = self.users(id, &uses);
-        if !users.is_empty() {
-            return Err(StoreError::InUse { id: id.clone(), instances: users });
-        }
-        let undecided: Vec<_> =
-            uses.into_iter().filter(|u| u.backing.is_none()).map(|u| u.instance).collect();
-        if !undecided.is_empty() {
-            return Err(StoreError::Undecided { id: id.clone(), instances: undecided });
-        }
-        Ok(())
-    }
-
-    /// Removes an image that nothing needs. `instances` is the folder of the instances' folders.
-    ///
-    /// # Errors
-    /// When it is the current one, when disks lie over it or may come to, or when it cannot be removed.
-    pub fn remove(&self, id: &ImageId, instances: &Path) -> Result<(), StoreError> {
-        let _lock = Lock::take(&self.dir).map_err(StoreError::Lock)?;
-        self.take_away(id, instances)
-    }
-
-    /// Removes every image that is neither current nor used, and tells which.
-    ///
-    /// # Errors
-    /// At the first that cannot be removed, or of which nobody can tell whether it is used.
-    pub fn prune(&self, instances: &Path) -> Result<Vec<ImageId>, StoreError> {
-        let _lock = Lock::take(&self.dir).map_err(StoreError::Lock)?;
-        let mut removed = Vec::new();
-        for record in self.list()?.images {
-            match self.take_away(&record.id, instances) {
-                Ok(()) => removed.push(record.id),
-                Err(StoreError::Current { .. } | StoreError::InUse { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(removed)
-    }
-
-    /// Only under the lock: what is current, and what new disks are made over, stays what was looked at.
-    fn take_away(&self, id: &ImageId, instances: &Path) -> Result<(), StoreError> {
-        self.check_unused(id, instances)?;
-        let folder = self.dir.join(id.to_string());
-        // Gone in one step; what a power cut leaves of the rest is swept by the next build.
-        let gone = self.dir.join(format!("{WORK}removed-{id}"));
-        durable::remove_tree(&gone).map_err(StoreError::Durable)?;
-        fs::rename(&folder, &gone).map_err(read(&folder))?;
-        durable::sync_dir(&self.dir).map_err(StoreError::Durable)?;
-        durable::remove_tree(&gone).map(drop).map_err(StoreError::Durable)
     }
 
     /// Refuses to replace a file or a link of the owner's by the link. Disks that earlier agents made lie over the name

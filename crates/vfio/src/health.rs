@@ -185,3 +185,23 @@ pub async fn check(door: &Door, baseline: &Baseline) -> Result<(), HealthError> 
     let replies = door.run(&ops, CHECK_DEADLINE).await.map_err(|error| HealthError::Door(Box::new(error)))?;
     baseline.check(&configs(&ops, replies)).map_err(HealthError::Unhealthy)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_link_of_a_card_that_was_asleep_is_not_asked_for_again() {
+        let mut config = [0; 64];
+        config[..4].copy_from_slice(&[0xde, 0x10, 0xb5, 0x20]);
+        let was = |width| FunctionBaseline {
+            vendor: 0x10de,
+            device: 0x20b5,
+            link: Some(Link { width, max_width: width, speed: 16_000, max_speed: 16_000 }),
+            bars: Vec::new(),
+        };
+        let address = "0000:01:00.0".parse().unwrap();
+        assert_eq!(was(63).check(address, &Config(&config)), Ok(()));
+        assert!(matches!(was(16).check(address, &Config(&config)), Err(Unhealthy::Link { .. })));
+    }
+}

@@ -15,11 +15,19 @@ pub(crate) enum Image {
     Build(Box<Build>),
     /// List the images: what they are made of, which is the current one, and how many instances use each
     #[command(visible_alias = "ls")]
-    List,
+    List(Config),
     /// Read an image to its end and compare it with what was published
-    Verify(Which),
+    Verify(Verify),
     /// Remove an image that is neither the current one nor used by any instance
     Remove(Remove),
+}
+
+/// Names the settings, which say where images and instances are.
+#[derive(Debug, Args)]
+pub(crate) struct Config {
+    /// Settings file [default: /etc/qudata/agent.toml, if it exists]
+    #[arg(long = "config", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -56,6 +64,8 @@ pub(crate) struct Build {
     #[arg(long = "package", value_name = "NAME")]
     pub(crate) packages: Vec<String>,
     /// Install JupyterLab, on port 8888 with a token that each instance makes for itself
+    ///
+    /// It is taken from PyPI as it is there at that moment: nobody's signature is checked.
     #[arg(long)]
     pub(crate) jupyter: bool,
     /// Install NVIDIA's container toolkit from NVIDIA's repository
@@ -67,6 +77,8 @@ pub(crate) struct Build {
     /// Afterwards remove the images that nothing uses
     #[arg(long)]
     pub(crate) prune: bool,
+    #[command(flatten)]
+    pub(crate) config: Config,
 }
 
 /// Names an image.
@@ -78,9 +90,19 @@ pub(crate) struct Which {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    #[command(flatten)]
+    pub(crate) config: Config,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Remove {
     #[command(flatten)]
     pub(crate) which: Which,
+    #[command(flatten)]
+    pub(crate) config: Config,
     /// Do not ask
     #[arg(long, short)]
     pub(crate) yes: bool,
@@ -104,4 +126,41 @@ fn source(text: &str) -> Result<Source, String> {
 fn digest<const DIGITS: usize>(text: &str) -> Result<Digest, String> {
     let digest: Digest = text.parse().map_err(|e: ParseDigestError| e.to_string())?;
     if digest.hex().len() == DIGITS { Ok(digest) } else { Err(format!("{DIGITS} digits are expected")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use crate::args::{Command, CommandLine};
+
+    use super::*;
+
+    fn parse(line: &str) -> Image {
+        let line = CommandLine::try_parse_from(line.split(' ')).unwrap();
+        let Command::Image(image) = line.command else { panic!("an image is meant") };
+        image
+    }
+
+    #[test]
+    fn every_command_can_be_told_which_settings_are_meant() {
+        for words in ["build", "list", "verify 0123", "remove 0123 --yes"] {
+            let file = |line: &str| match parse(line) {
+                Image::Build(wish) => wish.config.file,
+                Image::List(config) => config.file,
+                Image::Verify(wish) => wish.config.file,
+                Image::Remove(wish) => wish.config.file,
+            };
+            let line = format!("qudata-agent image {words}");
+            assert_eq!(file(&line), None, "{line}");
+            assert_eq!(file(&format!("{line} --config /a.toml")), Some("/a.toml".into()), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_signed_is_said_where_it_is_asked_for() {
+        let line = ["qudata-agent", "image", "build", "--help"];
+        let help = CommandLine::command().try_get_matches_from(line).unwrap_err().to_string();
+        assert!(help.contains("from PyPI") && help.contains("nobody's signature"), "{help}");
+    }
 }

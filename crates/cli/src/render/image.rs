@@ -47,8 +47,8 @@ pub(crate) fn table(look: &Look, images: &[Listed]) -> String {
     table::table(look, &header, rows)
 }
 
-/// What was built.
-pub(crate) fn show(look: &Look, record: &ImageRecord) -> String {
+/// What was built; `current`: new instances get it.
+pub(crate) fn show(look: &Look, record: &ImageRecord, current: bool) -> String {
     let mut lines = vec![
         ("image", record.id.to_string()),
         ("base", line(&record.base.from)),
@@ -58,7 +58,12 @@ pub(crate) fn show(look: &Look, record: &ImageRecord) -> String {
     lines.extend(optional.into_iter().filter_map(|(name, value)| Some((name, line(value.as_ref()?)))));
     lines.push(("driver", driver(record)));
     lines.push(("size", format!("{}, a disk of {}", size(record.size), size(record.virtual_size))));
-    fields(look, &lines) + "new instances get it; those that exist keep theirs\n"
+    fields(look, &lines)
+        + if current {
+            "new instances get it; those that exist keep theirs\n"
+        } else {
+            "instances that exist keep theirs\n"
+        }
 }
 
 fn driver(record: &ImageRecord) -> String {
@@ -120,7 +125,7 @@ mod tests {
         insta::assert_snapshot!("image_list", table(&look, &[new, old]));
         insta::assert_snapshot!(
             "image_show",
-            show(&look, &record("0123456789abcdef", "ubuntu-24.04", Some("570.172.08")))
+            show(&look, &record("0123456789abcdef", "ubuntu-24.04", Some("570.172.08")), true)
         );
         assert!(table(&look, &[]).contains("image build"));
     }

@@ -55,6 +55,11 @@ fn record(digest: &Digest, size: usize) -> ImageRecord {
     }
 }
 
+/// What an agent needs that has its instances there and nothing pinned.
+fn claims(instances: &Path) -> Claims {
+    Claims { instances: instances.to_owned(), base_image: instances.join("no-base.qcow2") }
+}
+
 /// Instances, each over the backing file that its disk names.
 fn instances(backing: &[(&str, &Path)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -107,16 +112,16 @@ fn what_is_current_or_used_is_not_removed() {
     let current = images.publish(b"current");
     let disk = images.store.disk(&old);
     let (used, none) = (instances(&[("a", &disk), ("b", &disk)]), instances(&[]));
-    let refused = images.store.remove(&old, used.path()).unwrap_err();
+    let refused = images.store.remove(&old, &claims(used.path())).unwrap_err();
     assert!(matches!(&refused, StoreError::InUse { instances, .. } if *instances == ["a", "b"]), "{refused}");
-    assert!(matches!(images.store.remove(&current, none.path()), Err(StoreError::Current { .. })));
+    assert!(matches!(images.store.remove(&current, &claims(none.path())), Err(StoreError::Current { .. })));
     // A name that leads to it counts as well.
     let via = instances(&[("c", &images.store.dir.join("x/..").join(old.to_string()).join(DISK))]);
     fs::create_dir(images.store.dir.join("x")).unwrap();
-    assert!(matches!(images.store.remove(&old, via.path()), Err(StoreError::InUse { .. })));
-    assert_eq!(images.store.prune(used.path()).unwrap(), std::slice::from_ref(&older));
-    assert!(matches!(images.store.remove(&older, none.path()), Err(StoreError::NoSuchImage { .. })));
-    images.store.remove(&old, none.path()).unwrap();
+    assert!(matches!(images.store.remove(&old, &claims(via.path())), Err(StoreError::InUse { .. })));
+    assert_eq!(images.store.prune(&claims(used.path())).unwrap(), std::slice::from_ref(&older));
+    assert!(matches!(images.store.remove(&older, &claims(none.path())), Err(StoreError::NoSuchImage { .. })));
+    images.store.remove(&old, &claims(none.path())).unwrap();
     let left: Vec<_> = images.store.list().unwrap().images.into_iter().map(|record| record.id).collect();
     assert_eq!(left, [current]);
 }
@@ -129,15 +134,73 @@ fn an_instance_without_a_disk_keeps_every_image() {
     let id = uuid::Uuid::from_u128(7).to_string();
     fs::create_dir(admitted.path().join(&id)).unwrap();
     for refused in [
-        images.store.remove(&old, admitted.path()).unwrap_err(),
-        images.store.prune(admitted.path()).unwrap_err(),
+        images.store.remove(&old, &claims(admitted.path())).unwrap_err(),
+        images.store.prune(&claims(admitted.path())).unwrap_err(),
     ] {
         assert!(matches!(&refused, StoreError::Undecided { instances, .. } if *instances == [id.clone()]));
         assert!(refused.to_string().contains(&id), "{refused}");
     }
     assert_eq!(images.store.list().unwrap().images.len(), 2);
     fs::remove_dir(admitted.path().join(&id)).unwrap();
-    assert_eq!(images.store.prune(admitted.path()).unwrap(), [old]);
+    assert_eq!(images.store.prune(&claims(admitted.path())).unwrap(), [old]);
+}
+
+#[test]
+fn a_pinned_image_is_not_removed() {
+    let images = Images::new();
+    let (pinned, old, _current) = (images.publish(b"pinned"), images.publish(b"old"), images.publish(b"new"));
+    let none = instances(&[]);
+    let link = images.store.dir.join("by-hand");
+    symlink(images.store.disk(&pinned), &link).unwrap();
+    for base_image in [images.store.disk(&pinned), images.store.dir.join("./x/..").join(&link), link.clone()]
+    {
+        fs::create_dir_all(images.store.dir.join("x")).unwrap();
+        let claims = Claims { base_image, ..claims(none.path()) };
+        assert_eq!(images.store.pinned(&claims.base_image).unwrap().as_ref(), Some(&pinned));
+        let refused = images.store.remove(&pinned, &claims).unwrap_err();
+        assert!(matches!(refused, StoreError::Pinned { .. }), "{refused}");
+        assert_eq!(refused.code(), "image_current");
+    }
+    let claims = Claims { base_image: link, ..claims(none.path()) };
+    assert_eq!(images.store.prune(&claims).unwrap(), [old]);
+    assert_eq!(images.store.list().unwrap().images.len(), 2);
+    for elsewhere in ["/etc/passwd", "/none", images.store.dir.to_str().unwrap()] {
+        assert_eq!(images.store.pinned(Path::new(elsewhere)).unwrap(), None, "{elsewhere}");
+    }
+}
+
+#[test]
+fn the_disks_of_other_agents_keep_their_images_and_unknown_ones_keep_all() {
+    let images = Images::new();
+    let (old, older) = (images.publish(b"old"), images.publish(b"older"));
+    images.publish(b"current");
+    let (own, other) = (instances(&[]), instances(&[("a", &images.store.disk(&old))]));
+    let notes = images.store.dir.join(".users");
+    fs::create_dir(&notes).unwrap();
+    let note = notes.join("other");
+    fs::write(&note, format!("{}\n", other.path().display())).unwrap();
+    let claims = claims(own.path());
+    assert!(matches!(images.store.remove(&old, &claims), Err(StoreError::InUse { .. })));
+    let uses = images.store.uses(&claims).unwrap();
+    assert_eq!(images.store.users(&old, &uses), ["a"]);
+    // Its disk is not mounted.
+    let away = other.path().with_extension("away");
+    fs::rename(other.path(), &away).unwrap();
+    for refused in [
+        images.store.remove(&older, &claims).unwrap_err(),
+        images.store.prune(&claims).unwrap_err(),
+        images.store.uses(&claims).unwrap_err(),
+    ] {
+        assert_eq!(refused.code(), "uses_unknown");
+        assert!(chain(&refused).contains(note.to_str().unwrap()), "{}", chain(&refused));
+    }
+    fs::rename(&away, other.path()).unwrap();
+    assert_eq!(images.store.prune(&claims).unwrap(), [older]);
+    images.store.sweep(None).unwrap();
+    assert!(note.is_file() && images.store.list().unwrap().damaged.is_empty());
+    // That agent is no more.
+    fs::remove_file(&note).unwrap();
+    images.store.remove(&old, &claims).unwrap();
 }
 
 #[test]
@@ -146,9 +209,12 @@ fn a_builder_at_work_keeps_others_away() {
     let (old, _current) = (images.publish(b"old"), images.publish(b"current"));
     let none = instances(&[]);
     let lock = Lock::take(&images.store.dir).unwrap();
-    assert!(matches!(images.store.remove(&old, none.path()), Err(StoreError::Lock(LockError::Busy { .. }))));
+    assert!(matches!(
+        images.store.remove(&old, &claims(none.path())),
+        Err(StoreError::Lock(LockError::Busy { .. }))
+    ));
     drop(lock);
-    images.store.remove(&old, none.path()).unwrap();
+    images.store.remove(&old, &claims(none.path())).unwrap();
 }
 
 #[test]

@@ -208,6 +208,19 @@ async fn the_beginning_of_an_older_image_is_fetched_anew() {
 }
 
 #[tokio::test]
+async fn what_is_larger_than_it_may_be_is_not_kept() {
+    let site = Publisher::new("sha256sum");
+    let list = site.kit.path("SUMS");
+    let mut text = fs::read_to_string(&list).unwrap();
+    text.push_str(&"#\n".repeat(5 << 20));
+    fs::write(&list, text).unwrap();
+    let error = quietly(&site.wish()).await.unwrap_err();
+    assert_eq!(error.code(), "image_failed");
+    assert!(chain(&error).contains("/SUMS has more than"), "{}", chain(&error));
+    site.kit.assert_nothing_made();
+}
+
+#[tokio::test]
 async fn images_that_depend_on_other_files_or_are_none_are_refused() {
     let kit = Kit::new();
     let base = kit.image("base.img", 1);
@@ -286,9 +299,16 @@ async fn a_full_disk_is_disk_too_small_wherever_it_fills() {
             .arg(&images));
         let result = quietly(&site.wish()).await;
         let listing = site.kit.store().list();
+        let fetched = fs::read_dir(images.join(".fetch")).unwrap().count();
         run(Command::new("umount").arg("--lazy").arg(&images));
         let error = result.unwrap_err();
         assert_eq!(error.code(), "disk_too_small", "{size}: {}", chain(&error));
+        assert!(
+            chain(&error).contains("are needed on the file system of"),
+            "before it is full: {}",
+            chain(&error)
+        );
         assert!(listing.unwrap().images.is_empty());
+        assert_eq!(fetched, usize::from(size == "12m"), "what is too large is not kept, what fits is");
     }
 }

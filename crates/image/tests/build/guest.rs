@@ -123,7 +123,7 @@ async fn slow_the_nvidia_driver_of_debian_is_installed() {
     let driver = DriverWish::Distro(None);
     let customisation = Customisation { driver, ..Customisation::default() };
     let mut wish = kit.customised(file(&guest_image()), customisation);
-    wish.place.start = Start::Direct;
+    wish.place.start = uefi();
     wish.size = Some(12);
     let begin = Instant::now();
     let (made, _) = told(&wish).await;

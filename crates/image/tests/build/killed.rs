@@ -46,11 +46,15 @@ fn wait_until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-fn machine_runs(kit: &Kit) -> bool {
-    holders(kit).into_iter().any(|pid| {
+fn machine(kit: &Kit) -> Option<u32> {
+    holders(kit).into_iter().find(|pid| {
         let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         program.ends_with("qemu-system-x86_64")
     })
+}
+
+pub(crate) fn machine_runs(kit: &Kit) -> bool {
+    machine(kit).is_some()
 }
 
 fn work_folders(kit: &Kit) -> Vec<PathBuf> {
@@ -97,8 +101,10 @@ async fn the_machine_ends_with_its_builder() {
     let source = kit.image("a.qcow2", 1);
     let mut child = builder(&kit, &source, true);
     wait_until("the machine runs", || machine_runs(&kit));
+    let score = machine(&kit).map(|pid| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap());
     child.kill().unwrap();
     child.wait().unwrap();
+    assert_eq!(score.as_deref(), Some("1000\n"), "it dies for lack of memory before any renter's machine");
     wait_until("the machine is gone", || holders(&kit).is_empty());
     assert_eq!(work_folders(&kit).len(), 1, "a killed builder cannot tidy up");
 

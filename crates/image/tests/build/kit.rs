@@ -7,6 +7,7 @@ use std::{
     process::Command,
 };
 
+use qudata_host::size::ByteSize;
 use qudata_image::{
     BuildError, BuildWish, Customisation, ImageRecord, Location, Place, Progress, Source, SourceWish, Start,
     Store, build,
@@ -66,6 +67,9 @@ impl Kit {
             accel: Accel::Tcg,
             user: root.then_some(Owner { uid: NOBODY, gid: NOBODY }),
             log: self.path("build.log"),
+            instances: self.path("instances"),
+            reserve_memory: ByteSize::default(),
+            reserve_disk: ByteSize::default(),
         }
     }
 

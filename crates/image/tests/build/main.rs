@@ -10,6 +10,7 @@
 )]
 
 mod download;
+mod frugal;
 mod guest;
 mod killed;
 mod kit;

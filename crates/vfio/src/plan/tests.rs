@@ -62,6 +62,7 @@ type Spoil = fn(&mut Topology, &mut BindPolicy);
 /// One thing wrong each, with the code and words that must come of it.
 const REFUSALS: &[(&str, &str, &str, Spoil)] = &[
     ("no_such_device", AUDIO, "gpu list", |host, _| drop(host.devices.remove(&pci(AUDIO)))),
+    ("not_a_gpu", "network controller", "configured", |host, _| of(host, GPU).class = 0x02_0000),
     ("wedged", "still hangs", "reboot", |_, policy| policy.wedged = true),
     ("virtual_function", PORT, PORT, |host, _| of(host, GPU).physical = Some(pci(PORT))),
     ("has_virtual_functions", "0000:01:10.0", "sriov_numvfs", |host, _| {

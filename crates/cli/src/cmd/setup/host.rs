@@ -43,8 +43,15 @@ const READY: Duration = Duration::from_secs(1800);
 /// How long an instance may take to go.
 const GONE: Duration = Duration::from_secs(180);
 /// The codes of the builder; a word of anybody else's is none.
-const BUILD_CODES: [&str; 6] =
-    ["disk_too_small", "busy", "mirror_down", "download_truncated", "bad_signature", "bad_checksum"];
+const BUILD_CODES: [&str; 7] = [
+    "memory_too_small",
+    "disk_too_small",
+    "busy",
+    "mirror_down",
+    "download_truncated",
+    "bad_signature",
+    "bad_checksum",
+];
 
 /// This host, seen through the agent.
 #[derive(Debug)]

@@ -61,7 +61,7 @@ fn told_as(refusal: &BindRefusal, host: &Topology) -> Option<&'static str> {
         BindRefusal::NoGroup { .. } => host.devices.values().any(|d| d.group.is_some()).then_some(GROUP),
         BindRefusal::VirtualFunction { .. } | BindRefusal::ForeignDevice { .. } => Some(GROUP),
         BindRefusal::HasVirtualFunctions { .. } | BindRefusal::Held { .. } => Some(HOLDERS),
-        BindRefusal::Nouveau { .. } => Some(DRIVER),
+        BindRefusal::Nouveau { .. } | BindRefusal::NotAGpu { .. } => Some(DRIVER),
         BindRefusal::NoReset { .. } => Some(RESET),
         BindRefusal::NoSuchDevice { .. }
         | BindRefusal::Wedged { .. }
@@ -80,6 +80,7 @@ fn out_of_the_way(refusal: &BindRefusal, gpu: &Gpu, host: &mut Topology, policy:
     };
     match refusal {
         BindRefusal::NoSuchDevice { .. } => return false,
+        BindRefusal::NotAGpu { .. } => own(host, &|device| device.class = 0x03_0000),
         BindRefusal::Wedged { .. } => policy.wedged = false,
         BindRefusal::VirtualFunction { .. } => own(host, &|device| device.physical = None),
         BindRefusal::HasVirtualFunctions { functions, .. } => {
