@@ -1,5 +1,7 @@
 //! What an instance gets of a GPU, and how it does not get one. Part of `gpus`.
 
+use std::collections::BTreeSet;
+
 use qudata_host::{durable, pci::PciAddress};
 use qudata_vfio::{
     rebind::RebindError,
@@ -15,8 +17,8 @@ pub struct BoundGpu {
     pub address: PciAddress,
     /// All functions of its slot, in order.
     pub functions: Vec<BoundFunction>,
-    /// Its IOMMU group: QEMU opens `/dev/vfio/<group>`.
-    pub group: u32,
+    /// The IOMMU groups of its functions: QEMU opens `/dev/vfio/<group>` of each.
+    pub groups: BTreeSet<u32>,
     /// Its NUMA node.
     pub numa_node: Option<u32>,
 }
@@ -41,7 +43,11 @@ impl BoundGpu {
         Some(Self {
             address: gpu.address,
             functions: gpu.functions.iter().map(function).collect(),
-            group: device.group?,
+            groups: gpu
+                .functions
+                .iter()
+                .map(|function| topology.devices.get(function)?.group)
+                .collect::<Option<_>>()?,
             numa_node: device.numa_node,
         })
     }

@@ -95,18 +95,20 @@ impl Card {
         };
         let address = record.address;
         match record.life {
-            Life::Free if self.unproven => obstacle(
-                "sanitizing",
-                format!("GPU {address} is reset and checked before it is lent: who had it is not known"),
-                "wait a moment",
-            ),
+            // What the host uses stays its own.
+            Life::Free if self.refused.is_some() => self.refused.clone(),
             Life::Free if !self.meant => Some(Obstacle {
                 code: "not_configured".to_owned(),
                 sentence: format!("GPU {address} is not among the GPUs that the settings name"),
                 remedy: "add it to QUDATA_GPU_PCI_ADDRS and restart the agent to rent it".to_owned(),
                 by_choice: true,
             }),
-            Life::Free => self.refused.clone(),
+            Life::Free if self.unproven => obstacle(
+                "sanitizing",
+                format!("GPU {address} is reset and checked before it is lent: who had it is not known"),
+                "wait a moment",
+            ),
+            Life::Free => None,
             Life::Quarantined => {
                 let why = record.why.as_deref().unwrap_or("it was not proven healthy and clean");
                 let remedy = if record.wedged {

@@ -144,8 +144,10 @@ impl Gpus {
         }
         let bound =
             BoundGpu::of(&gpu, topology).ok_or_else(|| not_lendable("it has no IOMMU group".to_owned()))?;
-        let node = self.node(bound.group);
-        durable::give_to(&node, owner.uid, owner.gid).map_err(|source| GpuError::Node { address, source })?;
+        for group in &bound.groups {
+            durable::give_to(&self.node(*group), owner.uid, owner.gid)
+                .map_err(|source| GpuError::Node { address, source })?;
+        }
         Ok(bound)
     }
 

@@ -44,15 +44,21 @@ impl Lab {
 
     /// With this device id of the first.
     fn with(id: u16) -> Self {
+        Self::on(id, Vec::new())
+    }
+
+    /// With more devices.
+    fn on(id: u16, more: Vec<Device>) -> Self {
         let gpu = |address: &str| Device::gpu(address).driver("bochs-drm");
-        let host = FakeHost::with(vec![
+        let mut devices = vec![
             Device::bridge("0000:00:01.0", 1),
             gpu(GPU).ids(0x10de, id).under("0000:00:01.0").group(7),
             Device::bridge("0000:00:02.0", 2),
             gpu(TWIN).under("0000:00:02.0").group(8),
-        ])
-        .unwrap();
-        for group in ["dev/vfio/7", "dev/vfio/8"] {
+        ];
+        devices.extend(more);
+        let host = FakeHost::with(devices).unwrap();
+        for group in ["dev/vfio/7", "dev/vfio/8", "dev/vfio/9"] {
             host.file(group, "").unwrap();
         }
         Self {
@@ -123,7 +129,7 @@ async fn a_gpu_is_lent_and_comes_back_clean_to_its_driver() {
     assert_eq!(gpus.offer().rentable, [pci(GPU), pci(TWIN)]);
     let instance = Uuid::now_v7();
     let bound = gpus.bind(instance, &[pci(GPU)], owner()).await.unwrap();
-    assert_eq!((bound[0].address, bound[0].group), (pci(GPU), 7));
+    assert_eq!((bound[0].address, &bound[0].groups), (pci(GPU), &BTreeSet::from([7])));
     assert_eq!((life(&gpus, GPU), lab.driver(GPU)), (Life::Bound, driver("vfio-pci")));
     assert_eq!(gpus.offer().rentable, [pci(TWIN)]);
     gpus.hold(&bound).await.unwrap();

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    AdvanceError, Gpus,
+    AdvanceError, Card, Gpus,
     record::{GpuRecord, Life},
 };
 
@@ -44,25 +44,35 @@ pub enum OperatorError {
 
 impl Gpus {
     /// Goes on where an earlier agent stopped, for the GPUs that no instance holds: those are nobody's business but
-    /// ours. `held` are the others; of these only those are that no VM can have. Does not wait: what is
+    /// ours. `held` are the others; of these only the quarantined ones are, which no VM can have. Does not wait: what is
     /// being cleansed is not lent meanwhile.
     pub fn recover(&self, held: &BTreeSet<PciAddress>) {
         for record in self.records() {
-            let idle = matches!(record.life, Life::Quarantined | Life::Free);
-            let business = idle || !held.contains(&record.address);
+            let business = record.life == Life::Quarantined || !held.contains(&record.address);
             if !business || !self.needs_cleansing(&record) {
                 continue;
             }
             tracing::info!(gpu = %record.address, life = ?record.life, "cleansing what an earlier agent left");
             self.cleanse_apart(record.address);
         }
+        self.prove();
+    }
+
+    /// Cleanses free GPUs that nobody can vouch for, as soon as the host leaves them.
+    pub(super) fn prove(&self) {
+        let due = |card: &Card| {
+            card.record.life == Life::Free && card.unproven && card.meant && card.refused.is_none()
+        };
+        let due: Vec<PciAddress> =
+            self.cards().values().filter(|card| due(card)).map(|card| card.record.address).collect();
+        due.into_iter().for_each(|address| self.cleanse_apart(address));
     }
 
     fn needs_cleansing(&self, record: &GpuRecord) -> bool {
         match record.life {
             // A reboot ends whatever hung or was held; what then passes is clean.
             Life::Quarantined => record.boot_id != self.inner.setup.boot_id,
-            Life::Free => self.cards().get(&record.address).is_some_and(|card| card.unproven),
+            Life::Free => false,
             Life::Bound | Life::InUse | Life::Draining | Life::Sanitizing => true,
         }
     }
@@ -91,6 +101,7 @@ impl Gpus {
                 }
             }
             self.look().await;
+            self.prove();
         }
     }
 

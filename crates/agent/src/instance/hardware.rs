@@ -133,7 +133,12 @@ mod tests {
     use super::*;
 
     fn gpu(node: Option<u32>) -> BoundGpu {
-        BoundGpu { address: "01:00.0".parse().unwrap(), functions: Vec::new(), group: 1, numa_node: node }
+        BoundGpu {
+            address: "01:00.0".parse().unwrap(),
+            functions: Vec::new(),
+            groups: [1].into(),
+            numa_node: node,
+        }
     }
 
     #[test]

@@ -363,7 +363,7 @@ async fn start_vm(
         nice: 0,
         no_files: QEMU_FILES,
         base_image: Some(site.base(&record).to_owned()),
-        iommu_groups: gpus.iter().map(|gpu| gpu.group).collect(),
+        iommu_groups: gpus.iter().flat_map(|gpu| gpu.groups.iter().copied()).collect(),
         memlock: hardware.memlock,
         shutdown: Some(site.program.clone()),
     };

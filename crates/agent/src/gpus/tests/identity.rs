@@ -181,3 +181,47 @@ async fn an_operators_word_does_not_undo_a_step_beside_it() {
         assert_eq!(life(&gpus, GPU), Life::InUse);
     }
 }
+
+#[tokio::test]
+async fn a_card_whose_functions_are_in_several_groups_is_handed_over_whole() {
+    let lab = Lab::on(0x20b5, vec![Device::audio("0000:01:00.1").under("0000:00:01.0").group(9)]);
+    let gpus = lab.agent(BOOT).await;
+    let bound = gpus.bind(Uuid::now_v7(), &[pci(GPU)], owner()).await.unwrap();
+    assert_eq!(bound[0].groups, BTreeSet::from([7, 9]));
+    // What is to be given to QEMU's user and is not there is an error.
+    std::fs::remove_file(lab.kernel.host().root().join("dev/vfio/9")).unwrap();
+    assert!(gpus.bind(bound_for(&gpus), &[pci(GPU)], owner()).await.is_err());
+}
+
+fn bound_for(gpus: &Gpus) -> Uuid {
+    gpus.record(pci(GPU)).unwrap().instance.unwrap()
+}
+
+/// The owner's own display is no GPU to be checked, and takes no harm from another that is gone.
+#[tokio::test]
+async fn a_card_that_the_host_uses_is_left_to_it_also_when_nobody_can_vouch_for_it() {
+    let lab = Lab::new();
+    lab.lent().await;
+    lab.replace(GPU, 0x2331, DISPLAY);
+    let host = lab.kernel.host();
+    host.add_drm(TWIN, 0).unwrap();
+    host.add_process(&FakeProcess {
+        pid: 4242,
+        name: "Xorg".into(),
+        cgroup: "/system.slice/display.service".into(),
+        files: vec!["/dev/dri/card0".into()],
+    })
+    .unwrap();
+    let gpus = lab.agent("boot-2").await;
+    assert_eq!(checked(&gpus, TWIN).await, Life::Free);
+    assert!(lab.kernel.writes_to(TWIN).is_empty() && gpus.offer().obstacles[&pci(TWIN)].contains("Xorg"));
+    // As soon as it is left it is checked, and lent after that.
+    std::fs::remove_dir_all(lab.kernel.host().root().join("proc/4242")).unwrap();
+    gpus.look().await;
+    assert!(!gpus.offer().rentable.contains(&pci(TWIN)));
+    gpus.prove();
+    while !gpus.offer().rentable.contains(&pci(TWIN)) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(lab.kernel.writes_to(TWIN).iter().any(|write| write.file.ends_with("reset")));
+}
