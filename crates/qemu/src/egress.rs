@@ -198,10 +198,8 @@ impl Egress {
 
     async fn query(&self, words: &[&str]) -> Result<serde_json::Value, EgressError> {
         // Numeric: names of users and services would come back as words.
-        let tool = Tool::new(&self.nft)
-            .args(["--json", "--numeric"])
-            .args(words.iter().copied())
-            .deadline(DEADLINE);
+        let tool =
+            Tool::new(&self.nft).args(["--json", "--numeric"]).args(words.iter().copied()).deadline(DEADLINE);
         let out = tool.run().await.map_err(|source| self.failed("look", source))?;
         serde_json::from_slice(&out.stdout)
             .map_err(|source| EgressError::Answer { table: self.table.0.clone(), source })
