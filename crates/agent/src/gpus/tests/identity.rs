@@ -164,8 +164,9 @@ async fn services_that_were_stopped_for_a_bind_run_again_before_anything_else() 
     assert_eq!(left().stopped_services.len(), 1, "it is tried again by the next agent");
     gpus.resume(&tools("/bin/true"), GpuRecord { wedged: true, ..left() }).await;
     assert_eq!(left().stopped_services.len(), 1, "it would open the wedged card");
-    gpus.resume(&tools("/bin/true"), left()).await;
+    gpus.resume(&tools("/bin/true"), GpuRecord { boot_id: "boot-0".into(), ..left() }).await;
     assert!(left().stopped_services.is_empty() && left().life == Life::Bound);
+    assert_eq!(left().boot_id, "boot-0", "what an earlier boot left is still to be checked");
 }
 
 #[tokio::test]
