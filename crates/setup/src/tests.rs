@@ -4,4 +4,5 @@ mod cuts;
 mod life;
 mod plans;
 mod refusals;
+mod tree;
 mod world;

@@ -3,10 +3,9 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs, io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::PathBuf,
     rc::Rc,
 };
 
@@ -15,6 +14,7 @@ use qudata_host::pci::PciAddress;
 use qudata_testkit::pci::{Device, FakeHost};
 use secrecy::SecretString;
 
+pub(super) use super::tree::{differences, tree};
 use crate::{
     cmdline,
     error::SetupError,
@@ -561,45 +561,4 @@ impl Person for World {
         self.tenants.borrow_mut().extend(self.latecomer.take());
         self.answer.get() != Some(false)
     }
-}
-
-/// Every file, folder and link below the root but the kernel's, with its content, mode, owner and age. Folders are without
-/// age: it changes with what was in them for a while.
-pub(super) fn tree(root: &Path) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    let mut dirs = vec![root.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(&dir).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.strip_prefix(root).unwrap().display().to_string();
-            if ["proc", "sys", "dev"].contains(&name.as_str()) {
-                continue;
-            }
-            let meta = fs::symlink_metadata(&path).unwrap();
-            let mut text = format!("{:o} {}:{}", meta.permissions().mode(), meta.uid(), meta.gid());
-            if meta.is_dir() {
-                dirs.push(path);
-            } else {
-                let content = fs::read(&path).unwrap_or_default();
-                text = format!(
-                    "{text} {}.{} {}",
-                    meta.mtime(),
-                    meta.mtime_nsec(),
-                    String::from_utf8_lossy(&content)
-                );
-            }
-            found.insert(name, text);
-        }
-    }
-    found
-}
-
-/// What differs between two trees, one line each.
-pub(super) fn differences(
-    before: &BTreeMap<String, String>,
-    after: &BTreeMap<String, String>,
-) -> Vec<String> {
-    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-    let differs = names.into_iter().filter(|name| before.get(*name) != after.get(*name));
-    differs.map(|name| format!("{name}: {:?} / {:?}", before.get(name), after.get(name))).collect()
 }
