@@ -38,6 +38,7 @@ use crate::{
     instances::Instances,
     launching::choose_launcher,
     outside,
+    pages::Pages,
     paths::Paths,
     recovery,
     settings::{FirmwareKind, Settings},
@@ -318,6 +319,7 @@ async fn make_site(
         paths,
         store,
         gpus,
+        pages: Pages::of("/"),
         changes: watch::Sender::new(()),
     };
     Ok((site, unconfined))

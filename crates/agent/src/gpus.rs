@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use qudata_api::Problem;
 use qudata_host::{causes::chain, pci::PciAddress};
@@ -87,6 +88,8 @@ struct Inner {
     quiet: tokio::sync::Mutex<()>,
     /// Looks at the hardware that did not come back.
     hung: Mutex<Hung>,
+    /// Held for one look at the hardware: an older view must not be stored over a newer one.
+    looking: tokio::sync::Mutex<()>,
     /// Held for one commit: an operator's word and a step of a bring-up must not overwrite each other.
     commit: tokio::sync::Mutex<()>,
 }
@@ -126,6 +129,7 @@ impl Gpus {
                 minors: Mutex::default(),
                 quiet: tokio::sync::Mutex::default(),
                 hung: Mutex::default(),
+                looking: tokio::sync::Mutex::default(),
                 commit: tokio::sync::Mutex::default(),
             }),
         };
@@ -153,8 +157,8 @@ impl Gpus {
         let (ids, cards) = (PciIds::load(&setup.root), Mutex::default());
         let (topology, minors) = (Mutex::default(), Mutex::default());
         let (quiet, commit) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
-        let hung = Mutex::default();
-        Self { inner: Arc::new(Inner { setup, ids, cards, topology, minors, quiet, hung, commit }) }
+        let (hung, looking) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { inner: Arc::new(Inner { setup, ids, cards, topology, minors, quiet, hung, looking, commit }) }
     }
 
     fn take_in(&self, records: Vec<GpuRecord>) {
@@ -171,9 +175,11 @@ impl Gpus {
                 continue;
             }
             let record = record.unwrap_or_else(|| GpuRecord::new(gpu.address, &setup.boot_id));
+            let record = GpuRecord { forgotten: false, ..record };
             let meant = named || setup.configured.is_empty();
             cards.insert(gpu.address, Card { meant, ..Card::new(gpu, record) });
         }
+        known.retain(|_, record| !record.forgotten);
         let absent = setup.configured.iter().copied().filter(|address| {
             !cards.values().any(|card| card.gpu.functions.contains(address)) && !known.contains_key(address)
         });
@@ -188,6 +194,7 @@ impl Gpus {
 
     /// Looks at the hardware again and works out which GPUs can be lent.
     pub async fn look(&self) {
+        let _looking = self.inner.looking.lock().await;
         if self.bus_hangs().is_some() {
             return;
         }
@@ -206,6 +213,7 @@ impl Gpus {
                 *self.inner.topology.lock().unwrap_or_else(PoisonError::into_inner) = topology.clone();
                 let setup = &self.inner.setup;
                 for card in self.cards().values_mut() {
+                    card.there = topology.devices.contains_key(&card.record.address);
                     if card.record.life == Life::Free {
                         let holders = nodes.holders_of(&card.gpu, &topology, &minors);
                         card.look(&topology, holders, setup);
@@ -267,15 +275,18 @@ impl Gpus {
         if self.inner.minors.lock().unwrap_or_else(PoisonError::into_inner).0 == gpus {
             return;
         }
-        let mut minors = BTreeMap::new();
-        for address in &gpus {
-            match nvidia::minor(&self.inner.setup.door, *address).await {
-                Ok(minor) => minors.extend(minor.map(|minor| (*address, minor))),
-                Err(error) => {
+        // All at once: where the driver hangs, each answer takes its deadline.
+        let ask = |address: &PciAddress| {
+            let address = *address;
+            async move {
+                let minor = nvidia::minor(&self.inner.setup.door, address).await.unwrap_or_else(|error| {
                     tracing::warn!(gpu = %address, error = %chain(&error), "the NVIDIA driver does not answer");
-                }
+                    None
+                });
+                Some((address, minor?))
             }
-        }
+        };
+        let minors = join_all(gpus.iter().map(ask)).await.into_iter().flatten().collect();
         *self.inner.minors.lock().unwrap_or_else(PoisonError::into_inner) = (gpus, minors);
     }
 
@@ -368,6 +379,23 @@ impl Gpus {
         if let Err(error) = quarantined {
             tracing::error!(gpu = %address, error = %chain(&error), "the quarantine was not written down");
         }
+    }
+
+    /// Writes down that a GPU that is not in the host any more is to be spoken of no longer. What is known of it stays: it
+    /// counts again where it comes back.
+    async fn forget(&self, address: PciAddress) -> Result<(), AdvanceError> {
+        let _commit = self.inner.commit.lock().await;
+        let record = self.record(address).ok_or(AdvanceError::Unknown { address })?;
+        let forgotten = GpuRecord { forgotten: true, ..record };
+        let stored = self.inner.setup.store.put_gpu(&forgotten).await;
+        stored.map_err(|source| AdvanceError::Store { address, source })?;
+        if let Some(card) = self.cards().get_mut(&address) {
+            let record = GpuRecord::new(address, &self.inner.setup.boot_id);
+            let (turn, meant) = (card.turn.clone(), card.meant);
+            *card = Card { turn, meant, unproven: true, ..Card::missing(record) };
+        }
+        tracing::info!(gpu = %address, "forgotten: it is not in this host any more");
+        Ok(())
     }
 
     fn records(&self) -> Vec<GpuRecord> {

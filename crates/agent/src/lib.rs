@@ -11,6 +11,7 @@ pub mod instances;
 pub mod inventory;
 pub mod launching;
 pub mod outside;
+pub mod pages;
 pub mod paths;
 pub mod publishing;
 pub mod recovery;

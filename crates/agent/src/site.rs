@@ -17,6 +17,7 @@ use crate::{
     gpus::Gpus,
     instance::record::{InstanceRecord, Leases},
     inventory::{Defaults, Limits},
+    pages::Pages,
     paths::{InstancePaths, Paths},
     settings::{FirmwareKind, Settings, TunnelKind},
     store::Store,
@@ -35,6 +36,8 @@ pub struct Site {
     pub launcher: Launcher,
     /// The GPUs and where each is in its life.
     pub gpus: Gpus,
+    /// Reserved huge pages that starting VMs were promised.
+    pub pages: Pages,
     /// Keeps guests away from the host and its network.
     pub egress: Egress,
     /// Logs in to guests.

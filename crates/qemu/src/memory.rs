@@ -82,6 +82,34 @@ pub struct HugepagePools {
     pub nodes: BTreeMap<u32, FreePages>,
 }
 
+/// Reserved pages that one machine takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PagesTaken {
+    /// Their size.
+    pub page: HugePage,
+    /// Their node; none: any.
+    pub node: Option<u32>,
+    /// How many.
+    pub count: u64,
+}
+
+impl HugepagePools {
+    /// What is left beside machines that take theirs in a moment. Where it is not said from which node, each may be it.
+    #[must_use]
+    pub fn beside(mut self, others: impl IntoIterator<Item = PagesTaken>) -> Self {
+        for PagesTaken { page, node, count } in others {
+            let taken = match page {
+                HugePage::Mib2 => FreePages { mib2: count, gib1: 0 },
+                HugePage::Gib1 => FreePages { mib2: 0, gib1: count },
+            };
+            self.host = without(self.host, taken);
+            let nodes = self.nodes.iter_mut().filter(|(at, _)| node.is_none_or(|node| node == **at));
+            nodes.for_each(|(_, free)| *free = without(*free, taken));
+        }
+        self
+    }
+}
+
 /// The pools of huge pages cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the pools of huge pages from {}", path.display())]
@@ -197,6 +225,18 @@ pub fn plan_memory(wish: MemoryWish, pools: &HugepagePools) -> MemoryPlan {
 }
 
 impl MemoryPlan {
+    /// The reserved pages that `ram` takes; none where it takes other memory.
+    #[must_use]
+    pub fn takes(self, ram: ByteSize) -> Option<PagesTaken> {
+        match self.backing {
+            Backing::OnDemand | Backing::Transparent => None,
+            Backing::Reserved(page) => {
+                let count = whole_mib(ram) / page.size().bytes();
+                Some(PagesTaken { page, node: self.node, count })
+            }
+        }
+    }
+
     /// Threads that fill `ram` at the start.
     #[must_use]
     pub fn threads(self, ram: ByteSize) -> u64 {

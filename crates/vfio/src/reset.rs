@@ -23,7 +23,9 @@ pub enum Method {
 impl Method {
     /// The best way there is; none when there is none.
     ///
-    /// Power management reset comes last: a device may keep most of its state in it.
+    /// A bus reset goes before a function-level one where the kernel offers it for the only function of a slot: VFIO has
+    /// done the latter itself when the VM let go, and it leaves state of a GPU's own processors that a bus reset clears
+    /// (dstack #1048). Power management reset comes last: a device may keep most of its state in it.
     pub fn choose(topology: &Topology, gpu: &Gpu) -> Option<Self> {
         let devices: Vec<&PciDevice> =
             gpu.functions.iter().map(|address| topology.devices.get(address)).collect::<Option<_>>()?;
@@ -36,7 +38,9 @@ impl Method {
             _ => None,
         };
         let all = function_level.filter(|functions| !functions.is_empty()).map(Self::EachFunction);
-        all.or_else(|| only(&["device_specific", "acpi", "bus", "cxl_bus"]))
+        only(&["device_specific", "bus", "cxl_bus"])
+            .or(all)
+            .or_else(|| only(&["acpi"]))
             .or_else(|| own_bridge(topology, gpu).map(Self::Bridge))
             .or_else(|| only(&["pm"]))
     }
@@ -64,6 +68,7 @@ impl fmt::Display for Method {
         match self {
             Self::EachFunction(functions) if functions.len() > 1 => f.write_str("flr of each function"),
             Self::EachFunction(_) => f.write_str("flr"),
+            Self::OnlyFunction(_, method) if method == "bus" => f.write_str("bus reset"),
             Self::OnlyFunction(_, method) => f.write_str(method),
             Self::Bridge(bridge) => write!(f, "bus reset by bridge {bridge}"),
         }

@@ -48,8 +48,16 @@ fn old_kernel(lab: Lab) -> Lab {
 }
 
 #[tokio::test]
-async fn a_card_is_reset_by_flr_where_it_can() {
+async fn a_bus_reset_clears_more_than_flr() {
     let (lab, baseline) = after_a_tenant(Lab::twins()).await;
+    let sanitized = clean(&lab, &baseline).await.unwrap();
+    assert_eq!(sanitized.method, Method::OnlyFunction(pci(GPU), "bus".into()));
+    assert_eq!(resets(&lab), ["reset_method bus", "reset 1", "reset_method flr bus"]);
+}
+
+#[tokio::test]
+async fn a_card_is_reset_by_flr_where_the_kernel_has_no_bus_reset_for_it() {
+    let (lab, baseline) = after_a_tenant(single("flr pm")).await;
     let sanitized = clean(&lab, &baseline).await.unwrap();
     assert_eq!(sanitized.method, Method::EachFunction(vec![(pci(GPU), "flr".into())]));
     assert_eq!(resets(&lab), ["reset 1"], "flr is the kernel's first choice here");
@@ -59,7 +67,7 @@ async fn a_card_is_reset_by_flr_where_it_can() {
 async fn the_method_is_chosen_for_once() {
     let (lab, baseline) = after_a_tenant(single("pm flr bus")).await;
     clean(&lab, &baseline).await.unwrap();
-    assert_eq!(resets(&lab), ["reset_method flr", "reset 1", "reset_method pm flr bus"]);
+    assert_eq!(resets(&lab), ["reset_method bus", "reset 1", "reset_method pm flr bus"]);
 }
 
 #[tokio::test]
@@ -67,7 +75,7 @@ async fn a_failed_reset_leaves_the_choice_of_method_as_it_was() {
     let (lab, baseline) = after_a_tenant(single("pm flr bus")).await;
     lab.kernel.fault(GPU, Fault::ResetFails);
     clean(&lab, &baseline).await.unwrap_err();
-    assert_eq!(resets(&lab), ["reset_method flr", "reset 1", "reset_method pm flr bus"]);
+    assert_eq!(resets(&lab), ["reset_method bus", "reset 1", "reset_method pm flr bus"]);
 }
 
 #[tokio::test]

@@ -43,6 +43,8 @@ pub struct Card {
     pub holders: Vec<Holder>,
     /// The owner's settings mean it; one that was lent when they still did is in sight without.
     pub meant: bool,
+    /// It was there at the last look.
+    pub there: bool,
     /// It is free by its record, and nobody can say that it is clean.
     pub unproven: bool,
     /// One operation at a time.
@@ -59,6 +61,7 @@ impl Card {
             refused_since: Timestamp::now(),
             holders: Vec::new(),
             meant: true,
+            there: true,
             unproven: false,
             turn: Arc::default(),
         }
@@ -111,7 +114,9 @@ impl Card {
             Life::Free => None,
             Life::Quarantined => {
                 let why = record.why.as_deref().unwrap_or("it was not proven healthy and clean");
-                let remedy = if record.wedged {
+                let remedy = if !self.there {
+                    "put it back, which needs a reboot; or, if it is gone for good, `qudata-agent gpu release` forgets it"
+                } else if record.wedged {
                     "reboot the host: nothing else ends what hangs in its kernel, or proves that a GPU works again that was gone"
                 } else {
                     "look at the GPU; `qudata-agent gpu release` resets and checks it and, if it passes, frees it"

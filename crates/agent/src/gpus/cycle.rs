@@ -20,7 +20,7 @@ use qudata_vfio::{
     health::Baseline,
     holders::Holder,
     nvidia,
-    plan::{BindPlan, plan_bind, plan_give_back},
+    plan::{BindPlan, VFIO_PCI, plan_bind, plan_give_back},
     rebind::{self, RebindError},
     sanitize,
     topology::{Gpu, Topology},
@@ -303,13 +303,14 @@ impl Gpus {
         Ok(())
     }
 
-    /// The drivers to go back to, as far as this host still has them. Without, a GPU that was proven clean stays on
-    /// `vfio-pci`, as one that never had a driver does.
+    /// The drivers to go back to, as far as this host still has them. A function that was proven clean stays on
+    /// `vfio-pci` without.
     fn at_home(&self, mut originals: Originals) -> Originals {
         let drivers = self.inner.setup.root.join("sys/bus/pci/drivers");
         for (address, driver) in &mut originals {
             if let Some(gone) = driver.take_if(|driver| !drivers.join(driver).exists()) {
                 tracing::warn!(gpu = %address, driver = gone, "its driver is not loaded any more; it stays on vfio-pci");
+                *driver = Some(VFIO_PCI.to_owned());
             }
         }
         originals

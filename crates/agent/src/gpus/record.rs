@@ -83,6 +83,9 @@ pub struct GpuRecord {
     /// It was reset and checked when it was last set free.
     #[serde(default)]
     pub cleansed: bool,
+    /// It is not in the host any more, and an operator has said that it is gone for good.
+    #[serde(default)]
+    pub forgotten: bool,
     /// The boot of the host in which this was written.
     pub boot_id: String,
 }
@@ -101,6 +104,7 @@ impl GpuRecord {
             wedged: false,
             stopped_services: Vec::new(),
             cleansed: false,
+            forgotten: false,
             boot_id: boot_id.to_owned(),
         }
     }

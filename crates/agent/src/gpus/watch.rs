@@ -156,7 +156,8 @@ impl Gpus {
         }
     }
 
-    /// Begins to reset and check a quarantined GPU; it is free when it passes, and quarantined again otherwise.
+    /// Begins to reset and check a quarantined GPU; it is free when it passes, and quarantined again otherwise. One that
+    /// is not in the host any more is forgotten.
     ///
     /// # Errors
     /// [`OperatorError`]; then it is as it was.
@@ -165,6 +166,16 @@ impl Gpus {
         let wrong = |remedy| OperatorError::WrongState { address, life: record.life, remedy };
         if record.life != Life::Quarantined {
             return Err(wrong("only a quarantined GPU can be released"));
+        }
+        let is_there = || self.cards().get(&address).is_some_and(|card| card.there);
+        if !is_there() {
+            // Gone at the last look, and still.
+            self.look().await;
+        }
+        if !is_there() && self.bus_hangs().is_none() {
+            self.forget(address).await.map_err(OperatorError::Advance)?;
+            self.look().await;
+            return Ok(());
         }
         if record.wedged && record.boot_id == self.inner.setup.boot_id {
             return Err(wrong("only a reboot of the host helps; it is checked then"));

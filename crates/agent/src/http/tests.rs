@@ -34,6 +34,7 @@ use crate::{
         record::{InstanceRecord, InstanceSpec, Leases, Phase},
         task::Beginning,
     },
+    pages::Pages,
     paths::Paths,
     secret::AgentSecret,
     settings::{LoadFrom, Settings},
@@ -181,6 +182,7 @@ fn site(dir: &std::path::Path) -> Arc<Site> {
     Arc::new(Site {
         settings: Settings::load(&from).unwrap(),
         gpus: Gpus::none(store.clone()),
+        pages: Pages::of("/nonexistent"),
         qemu_version: None,
         store,
         launcher: Launcher::detached("/nonexistent/shim".into(), Vec::new()),

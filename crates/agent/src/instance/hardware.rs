@@ -1,5 +1,5 @@
 //! The hardware of an instance's machine as far as GPUs decide it: slots, address space, memory and processors near the
-//! GPUs. Pure but for three looks at the host; called by `provision` once the GPUs are bound.
+//! GPUs. Pure but for a few looks at the host; called by `provision` once the GPUs are bound.
 
 use std::{path::Path, time::Duration};
 
@@ -7,7 +7,7 @@ use qudata_host::{causes::chain, size::ByteSize};
 use qudata_qemu::{
     firmware::Firmware,
     machine::Accel,
-    memory::{HugepagePools, MemoryPlan, MemoryWish, observe_hugepages, plan_memory},
+    memory::{MemoryPlan, MemoryWish},
     mmio::{AddressWidth, AddressWidthError, MmioPlan, PlanMmioError, plan_mmio},
     passthrough::{
         MemoryBar, PassthroughFunction, PassthroughSlot, PassthroughSlotError, SlowBars, warn_of_slow_bars,
@@ -20,6 +20,7 @@ use qudata_vfio::topology::Bar;
 use super::record::InstanceRecord;
 use crate::{
     gpus::{BoundFunction, BoundGpu},
+    pages::Promise,
     site::Site,
 };
 
@@ -32,6 +33,8 @@ pub(super) struct Hardware {
     pub(super) mmio: Option<MmioPlan>,
     /// What backs the RAM.
     pub(super) backing: MemoryPlan,
+    /// Its reserved pages, until QEMU has taken them.
+    pub(super) promise: Option<Promise>,
     /// Host CPUs for each vCPU, where they should be near the GPUs.
     pub(super) pins: Option<Vec<CpuList>>,
     /// `RLIMIT_MEMLOCK` of QEMU, where it pins memory.
@@ -60,7 +63,7 @@ pub(super) enum HardwareError {
 }
 
 /// Plans the hardware around `gpus`.
-pub(super) fn plan_hardware(
+pub(super) async fn plan_hardware(
     site: &Site,
     record: &InstanceRecord,
     firmware: &Firmware,
@@ -77,12 +80,7 @@ pub(super) fn plan_hardware(
     };
     let root = Path::new("/");
     let node = common_node(gpus);
-    // Without a look at the pools there is ordinary memory still.
-    let pools = observe_hugepages(root).unwrap_or_else(|error| {
-        tracing::warn!(error = %chain(&error), "huge pages are not used");
-        HugepagePools::default()
-    });
-    let backing = plan_memory(MemoryWish { ram, passthrough: !gpus.is_empty(), node }, &pools);
+    let (backing, promise) = site.pages.plan(MemoryWish { ram, passthrough: !gpus.is_empty(), node }).await;
     let pins = node.and_then(|node| match observe_node_cpus(root, node) {
         Ok(cpus) => plan_pinning(record.spec.cpus, &cpus),
         Err(error) => {
@@ -95,7 +93,7 @@ pub(super) fn plan_hardware(
         _ => None,
     };
     let (memlock, deadline) = (backing.memlock(ram), backing.launch_deadline(ram));
-    Ok(Hardware { slots, mmio, backing, pins, memlock, deadline, slow })
+    Ok(Hardware { slots, mmio, backing, promise, pins, memlock, deadline, slow })
 }
 
 fn width(accel: Accel) -> Result<AddressWidth, HardwareError> {

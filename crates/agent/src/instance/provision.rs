@@ -332,7 +332,8 @@ async fn start_vm(
 ) -> Result<Started, ProvisionError> {
     let Files { mut record, firmware } = files;
     let instance = site.instance(&record);
-    let hardware = plan_hardware(site, &record, &firmware, &gpus).map_err(failed("planning the machine"))?;
+    let hardware =
+        plan_hardware(site, &record, &firmware, &gpus).await.map_err(failed("planning the machine"))?;
     if let Some(slow) = &hardware.slow {
         events.add("slow_start", Some(slow.to_string()));
     }
@@ -372,6 +373,7 @@ async fn start_vm(
     let launched = launch.exec(&site.launcher).await.map_err(failed("starting QEMU"))?;
     events.add("qemu_started", None);
     let vm = launched.prove(hardware.deadline).await.map_err(failed("starting QEMU"))?;
+    drop(hardware.promise);
     if let Some(pins) = &hardware.pins
         && let Err(error) = vm.pin(pins).await
     {

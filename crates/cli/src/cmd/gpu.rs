@@ -112,10 +112,17 @@ async fn release(cx: Context<'_>, wish: &Release) -> Result<Exit, Failure> {
     let title = gpu::title(&cx.screen.err, &view, None);
     let why =
         view.why.as_deref().map_or_else(String::new, |why| format!("It is quarantined because: {why}\n"));
-    let effect = "It is reset and checked first. It is free if it passes, and stays quarantined if not.";
+    let absent = view.vendor_id.is_none();
+    let effect = if absent {
+        "It is not in this host any more, so it is forgotten."
+    } else {
+        "It is reset and checked first. It is free if it passes, and stays quarantined if not."
+    };
     let text: Vec<_> = why.lines().chain([effect]).map(|l| render::fold(&cx.screen.err, 0, l)).collect();
     confirm::consent(wish.yes, &format!("Release GPU {title}?\n{}", text.join("\n")))?;
-    cx.screen.tell(&format!("resetting and checking {address}"));
+    if !absent {
+        cx.screen.tell(&format!("resetting and checking {address}"));
+    }
     let begun: GpuView = cx.agent.post(&format!("{}/release", path(&view))).await?;
     let ended = passed(cx, begun).await?;
     if cx.screen.json {
@@ -127,7 +134,10 @@ async fn release(cx: Context<'_>, wish: &Release) -> Result<Exit, Failure> {
             wrong.iter().map(|p| format!("\n{}\n{}", line(&p.message), line(&p.remedy))).collect();
         return Err(Failure::new(Exit::Failed, format!("{address} did not pass{told}")));
     }
-    if !cx.screen.json {
+    if !cx.screen.json && absent && ended.vendor_id.is_none() {
+        cx.screen.print(&format!("{address} is forgotten\n"))?;
+        cx.screen.tell("put back where it was, it is quarantined again");
+    } else if !cx.screen.json {
         cx.screen.print(&format!("{address} is {}\n", gpu::state_word(ended.state).0))?;
         let wrong = gpu::problems([&ended]);
         let look = &cx.screen.err;

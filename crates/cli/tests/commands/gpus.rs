@@ -207,6 +207,16 @@ fn release_is_refused_where_there_is_nothing_to_release() {
 }
 
 #[test]
+fn release_of_a_gpu_that_is_gone_for_good_forgets_it() {
+    let call = format!("POST /gpus/{FREE}/release");
+    let gone = |state| with(gpu(FREE, state), json!({ "vendor_id": null, "device_id": null, "name": null }));
+    let agent = agent(&[gone("quarantined")], vec![(&call, vec![Answer::data(&gone("free"))])]);
+    let ended = agent.run("gpu release 66:00.0 --yes").exits(0);
+    assert_eq!(ended.out, "0000:66:00.0 is forgotten\n");
+    assert!(ended.err.contains("quarantined again") && !ended.err.contains("checking"), "{ended:?}");
+}
+
+#[test]
 fn an_instance_is_shown_with_its_gpus() {
     let mut web = instance("web", A);
     web["gpus"] = json!([USED, FREE]);

@@ -41,6 +41,23 @@ fn the_largest_pages_that_are_enough_and_near() {
 }
 
 #[test]
+fn what_others_are_about_to_take_is_not_free() {
+    let pools = HugepagePools {
+        host: pages(8, 8192),
+        nodes: BTreeMap::from([(0, pages(4, 4096)), (1, pages(4, 4096))]),
+    };
+    let gib = ByteSize::from_gib;
+    let takes = |ram, node| plan_memory(wish(gib(ram), node), &pools).takes(gib(ram)).unwrap();
+    assert_eq!(takes(3, Some(1)), PagesTaken { page: HugePage::Gib1, node: Some(1), count: 3 });
+    assert_eq!(takes(6, Some(1)), PagesTaken { page: HugePage::Mib2, node: Some(1), count: 3072 });
+    let left = pools.clone().beside([takes(3, Some(1)), takes(6, Some(0)), takes(2, None)]);
+    assert_eq!(left.host, pages(3, 5120));
+    assert_eq!(left.nodes, BTreeMap::from([(0, pages(2, 1024)), (1, pages(0, 4096))]));
+    assert_eq!(plan_memory(wish(gib(9), None), &pools).takes(gib(9)).unwrap().page, HugePage::Mib2);
+    assert_eq!(plan_memory(wish(gib(17), None), &pools).takes(gib(17)), None);
+}
+
+#[test]
 fn limits_and_deadlines_grow_with_what_is_pinned() {
     let ram = ByteSize::from_gib(64);
     let plan = |backing| MemoryPlan { backing, node: None };

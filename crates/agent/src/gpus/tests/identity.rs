@@ -226,3 +226,53 @@ async fn a_card_that_the_host_uses_is_left_to_it_also_when_nobody_can_vouch_for_
     }
     assert!(lab.kernel.writes_to(TWIN).iter().any(|write| write.file.ends_with("reset")));
 }
+
+/// Nothing could end the quarantine of a card that was taken out for good.
+#[tokio::test]
+async fn a_quarantined_gpu_that_is_gone_for_good_is_forgotten_and_known_again_where_it_comes_back() {
+    let lab = Lab::new();
+    lab.lent().await;
+    let host = lab.kernel.host();
+    let dir = host.device_dir(GPU);
+    let (link, aside) = (host.root().join("sys/bus/pci/devices").join(GPU), host.root().join("aside"));
+    let target = std::fs::read_link(&link).unwrap();
+    std::fs::rename(&dir, &aside).unwrap();
+    std::fs::remove_file(&link).unwrap();
+    let gpus = lab.agent("boot-2").await;
+    assert_eq!(checked(&gpus, GPU).await, Life::Quarantined);
+    let said = |gpus: &Gpus| gpus.problems().into_iter().map(|problem| problem.remedy).collect::<String>();
+    assert!(said(&gpus).contains("forgets it"), "{}", said(&gpus));
+    gpus.acquit(pci(GPU)).await.unwrap();
+    let still = |gpus: &Gpus| gpus.offer().obstacles.get(&pci(GPU)).cloned();
+    assert!(
+        gpus.problems().is_empty() && still(&gpus).unwrap().contains("no PCI device"),
+        "{:?}",
+        still(&gpus)
+    );
+    drop(gpus);
+    let gpus = lab.agent("boot-2").await;
+    assert!(!gpus.knows(pci(GPU)) && gpus.problems().is_empty());
+    drop(gpus);
+    std::fs::rename(&aside, &dir).unwrap();
+    std::os::unix::fs::symlink(target, &link).unwrap();
+    let gpus = lab.agent("boot-2").await;
+    assert_eq!(life(&gpus, GPU), Life::Quarantined, "nobody has proven it clean");
+    drop(gpus);
+    let gpus = lab.agent("boot-3").await;
+    assert_eq!(checked(&gpus, GPU).await, Life::Free, "{}", why(&gpus, GPU));
+}
+
+#[tokio::test]
+async fn only_the_function_whose_driver_has_gone_stays_on_vfio_pci() {
+    let audio = "0000:01:00.1";
+    let lab = Lab::on(0x20b5, vec![Device::audio(audio).under("0000:00:01.0").group(7)]);
+    let home = lab.driver(audio);
+    let gpus = lab.agent(BOOT).await;
+    let instance = Uuid::now_v7();
+    let bound = gpus.bind(instance, &[pci(GPU)], owner()).await.unwrap();
+    gpus.hold(&bound).await.unwrap();
+    std::fs::remove_dir_all(lab.kernel.host().root().join("sys/bus/pci/drivers/bochs-drm")).unwrap();
+    gpus.release(instance, &[pci(GPU)]).await;
+    assert_eq!(life(&gpus, GPU), Life::Free, "{}", why(&gpus, GPU));
+    assert_eq!((lab.driver(GPU), lab.driver(audio)), (driver("vfio-pci"), home));
+}

@@ -63,6 +63,8 @@ pub(super) async fn quarantine(
 }
 
 /// Reset and check a quarantined GPU; it is free when it passes. Answers at once, with the GPU as it is then.
+///
+/// One that is not in the host any more is forgotten.
 #[utoipa::path(post, path = "/gpus/{address}/release", params(("address" = String, Path)), responses(
     (status = 200, body = Success<GpuView>),
     (status = 404, body = ErrorBody),
