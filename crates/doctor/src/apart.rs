@@ -29,9 +29,9 @@ use crate::{
     observed::Unseen,
 };
 
-/// How much later than promised the process may tell: it has to start, on a host that may be busy. Used up only by one
-/// that is stuck as a whole.
-const GRACE: Duration = Duration::from_secs(5);
+/// How much later than promised the process may tell: it has to start, on a host that may be busy, and asks a second time
+/// for what was late. Used up only by one that is stuck as a whole.
+const GRACE: Duration = Duration::from_secs(10);
 /// A report on the GPUs of a large server has some ten thousand bytes.
 const MOST: u64 = 4 << 20;
 

@@ -30,8 +30,11 @@ use tokio::{
 
 use crate::{
     Scope,
-    observed::{Observed, Seen, Unseen},
+    observed::{AgentLook, Observed, Seen, Unseen},
 };
+
+/// So many times as long a second look may take.
+const MORE_PATIENCE: u32 = 2;
 
 /// Who looks.
 #[derive(Debug, Clone)]
@@ -60,6 +63,21 @@ pub(crate) async fn observe(settings: &Settings, scope: &Scope) -> Observed {
         outside::observe(&look),
         agent::observe(&look),
     );
+    // These would be failures, and all of this at once is a load itself: they are asked again, without the rest.
+    let again = look.again();
+    let processor = async {
+        match processor.guest_code {
+            Err(Unseen::Late(_)) => processor::observe(&again).await,
+            Ok(_) | Err(_) => processor,
+        }
+    };
+    let agent = async {
+        match agent {
+            AgentLook::Unseen(Unseen::Late(_)) => agent::observe(&again).await,
+            seen => seen,
+        }
+    };
+    let (processor, agent) = tokio::join!(processor, agent);
     Observed {
         settings: look.settings.clone(),
         settings_read: scope.settings.clone(),
@@ -84,6 +102,13 @@ pub(crate) async fn observe(settings: &Settings, scope: &Scope) -> Observed {
 }
 
 impl Look {
+    /// A second look, beginning now, which may take longer.
+    fn again(&self) -> Self {
+        let more = self.scope.patience.saturating_mul(MORE_PATIENCE);
+        let scope = Scope { patience: self.scope.patience.saturating_add(more), ..self.scope.clone() };
+        Self { scope, end: Instant::now() + more, ..self.clone() }
+    }
+
     /// A path of the host below the root of this look.
     fn under(&self, path: &Path) -> PathBuf {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
