@@ -17,8 +17,9 @@ use qudata_host::command::{Tool, ToolError};
 
 use crate::machine::Accel;
 
-/// A working probe takes a tenth of a second, also under emulation.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// A working probe takes a tenth of a second, also under emulation. On a busy emulated server it took more than 5 s, and
+/// an agent that gives up there does not start.
+const DEADLINE: Duration = Duration::from_secs(30);
 /// The processor model that machines get, without nested virtualisation (see `argv`).
 const KVM_CPU: &str = "host,-vmx,-svm";
 const SETTING: &str = "QUDATA_ACCEL=tcg runs without KVM (slow, for tests)";
