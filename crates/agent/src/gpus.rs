@@ -386,6 +386,10 @@ impl Gpus {
     async fn forget(&self, address: PciAddress) -> Result<(), AdvanceError> {
         let _commit = self.inner.commit.lock().await;
         let record = self.record(address).ok_or(AdvanceError::Unknown { address })?;
+        if record.life != Life::Quarantined {
+            // Somebody else was faster.
+            return Err(AdvanceError::NoSuchStep { address, from: record.life, to: Life::Quarantined });
+        }
         let forgotten = GpuRecord { forgotten: true, ..record };
         let stored = self.inner.setup.store.put_gpu(&forgotten).await;
         stored.map_err(|source| AdvanceError::Store { address, source })?;

@@ -248,6 +248,8 @@ pub(crate) enum Gpu {
     /// An instance that has it keeps it.
     Quarantine(Quarantine),
     /// Bring a GPU back from quarantine: it is reset and checked, and free only when it passes
+    ///
+    /// One that is not in the host any more is forgotten; put back where it was, it is quarantined again.
     Release(Release),
 }
 

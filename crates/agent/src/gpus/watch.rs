@@ -173,7 +173,14 @@ impl Gpus {
             self.look().await;
         }
         if !is_there() && self.bus_hangs().is_none() {
-            self.forget(address).await.map_err(OperatorError::Advance)?;
+            self.forget(address).await.map_err(|error| match error {
+                AdvanceError::NoSuchStep { from: life, .. } => OperatorError::WrongState {
+                    address,
+                    life,
+                    remedy: "only a quarantined GPU can be released",
+                },
+                error => OperatorError::Advance(error),
+            })?;
             self.look().await;
             return Ok(());
         }
