@@ -6,6 +6,8 @@
 //! ```
 //! One child per GPU and list, so several GPUs move at the same time and one that hangs holds up none.
 
+use std::time::Instant;
+
 use qudata_host::{causes::chain, pci::PciAddress};
 
 use crate::{
@@ -102,7 +104,14 @@ pub async fn bind_with(tools: &Tools, door: &Door, plan: &BindPlan) -> Result<()
 
 async fn move_to_vfio(door: &Door, plan: &BindPlan) -> Result<(), RebindError> {
     let gpu = plan.gpu.address;
-    let Err(source) = door.run(&plan.ops, plan.deadline).await else { return Ok(()) };
+    let begun = Instant::now();
+    let Err(source) = door.run(&plan.ops, plan.deadline).await else {
+        if !plan.is_bound() {
+            // A host driver that needs seconds to let go is worth knowing: each start waits for it.
+            tracing::info!(%gpu, took_ms = begun.elapsed().as_secs_f64() * 1e3, "taken to vfio-pci");
+        }
+        return Ok(());
+    };
     let source = Box::new(source);
     if let DoorError::Hung { .. } = *source {
         return Err(RebindError::Wedged { gpu, source });
