@@ -4,6 +4,7 @@
 # stand-in writes down what it was asked.
 set -eu
 package=$1
+needrestart=/etc/needrestart/conf.d/qudata-agent.conf
 export DEBIAN_FRONTEND=noninteractive
 
 fail() {
@@ -29,8 +30,18 @@ getent group qudata >/dev/null || fail "there is no group qudata"
 [ "$(stat --format='%a %U %G' /etc/qudata)" = '751 root qudata' ] || fail "/etc/qudata is $(stat --format='%a %U %G' /etc/qudata)"
 gone /etc/systemd/system/multi-user.target.wants/qudata-agent.service 'a first installation'
 gone /etc/qudata/agent.toml 'a first installation'
-[ -z "$(dpkg-query --show --showformat='${Conffiles}' qudata-agent)" ] || fail "there are conffiles, which may ask"
+[ "$(dpkg-query --show --showformat='${Conffiles}' qudata-agent | awk 'NF { print $1 }')" = "$needrestart" ] || fail "there are other conffiles, which may ask"
 dpkg --verify qudata-agent || fail "files differ from their checksums"
+
+# needrestart, with the settings of both packages, restarts the agent but no VM.
+apt-get install --yes --quiet --no-install-recommends needrestart >/var/tmp/log 2>&1 || { cat /var/tmp/log >&2; fail "apt-get install needrestart"; }
+leaves_alone() {
+    perl -e 'our (%nrconf, $LOGPREF) = (blacklist_rc => [], verbosity => 0);
+        eval do { local (@ARGV, $/) = "/etc/needrestart/needrestart.conf"; <> }; die $@ if $@;
+        exit !grep { $ARGV[0] =~ /$_/ } @{$nrconf{blacklist_rc}}' "$1"
+}
+leaves_alone qudata-vm-0198c1de-7d3c-7000-8000-0123456789ab-1-qemu.service || fail "needrestart would end a tenant's VM"
+! leaves_alone qudata-agent.service || fail "needrestart would leave an outdated agent running"
 
 # An upgrade restarts the agent, if it runs, and nothing else. An owner's settings stay.
 mkdir -p /run/systemd/system /var/tmp/fake
@@ -57,6 +68,7 @@ grep -qx 'deb-systemd-invoke stop qudata-agent.service' /var/tmp/asked || fail "
 gone /usr/bin/qudata-agent removal
 there /var/lib/qudata/instances/one/disk.qcow2 removal
 there /etc/qudata/api_key removal
+there $needrestart removal
 PATH=$real
 rm -rf /run/systemd
 
@@ -66,6 +78,7 @@ purge
 there /var/lib/qudata/instances/one/disk.qcow2 'a purge without a yes'
 grep -q 'are kept' /var/tmp/log || fail "a purge does not say what it keeps: $(cat /var/tmp/log)"
 gone /etc/qudata 'a purge'
+gone $needrestart 'a purge'
 gone /var/log/qudata 'a purge'
 
 # Purge with a yes, while somebody holds a disk open: it stays.

@@ -42,6 +42,10 @@ pub(super) fn write(root: &Path, release: &Release) -> Result<()> {
     let control = format!("{fields}\nDescription:{description}");
     put(&area.join("control"), control.as_bytes(), 0o644)?;
     put(&area.join("md5sums"), sums(root)?.as_bytes(), 0o644)?;
+    let settings = settings(root)?;
+    if !settings.is_empty() {
+        put(&area.join("conffiles"), settings.as_bytes(), 0o644)?;
+    }
     for (name, mode) in CONTROL {
         let text =
             fs::read(sources.join(name)).with_context(|| format!("cannot read packaging/deb/{name}"))?;
@@ -107,6 +111,12 @@ fn installed_kib(root: &Path) -> Result<u64> {
     files(root)?.iter().try_fold(0, |sum, file| Ok(sum + fs::metadata(root.join(file))?.len().div_ceil(1024)))
 }
 
+/// The files that are an owner's to change: an upgrade does not overwrite what was changed there.
+fn settings(root: &Path) -> Result<String> {
+    let files = files(root)?.into_iter().filter(|file| file.starts_with("etc"));
+    Ok(files.map(|file| format!("/{}\n", file.display())).collect())
+}
+
 /// The checksums that `dpkg --verify` compares with.
 fn sums(root: &Path) -> Result<String> {
     let files: Vec<_> = files(root)?.into_iter().filter(|file| !file.starts_with("DEBIAN")).collect();
@@ -136,5 +146,9 @@ mod tests {
         assert_eq!(files(home.path()).unwrap(), [PathBuf::from("a/b/two"), PathBuf::from("one")]);
         assert_eq!(installed_kib(home.path()).unwrap(), 3);
         assert!(sums(home.path()).unwrap().contains("  a/b/two\n"));
+        assert_eq!(settings(home.path()).unwrap(), "");
+        fs::create_dir_all(home.path().join("etc/x")).unwrap();
+        fs::write(home.path().join("etc/x/one.conf"), "1").unwrap();
+        assert_eq!(settings(home.path()).unwrap(), "/etc/x/one.conf\n");
     }
 }

@@ -18,6 +18,7 @@ const COPIED: &[(&str, &str)] = &[
     ("systemd", "usr/lib/systemd/system"),
     ("sysusers.d", "usr/lib/sysusers.d"),
     ("tmpfiles.d", "usr/lib/tmpfiles.d"),
+    ("needrestart", "etc/needrestart/conf.d"),
 ];
 /// Completions: shell, folder, file.
 const COMPLETIONS: &[(&str, &str)] = &[
