@@ -15,7 +15,7 @@ use qudata_guest::keys::{KeyFileError, ManagementKey};
 use qudata_host::{command::Tool, durable, launch::SystemdError, process};
 use qudata_qemu::{
     disk,
-    egress::{self, Egress},
+    egress::{self, Egress, Removals},
     machine::Accel,
     probe::KvmProbe,
     version,
@@ -50,8 +50,11 @@ use crate::{
 /// How long the store may seem to be in use after an agent was killed.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
-/// How often the egress policy is looked at: a firewall that is reloaded by the owner must not leave guests unconfined.
+/// How often the egress policy is looked at, beside each time that something is removed from nftables: a firewall that is
+/// reloaded by the owner must not leave guests unconfined.
 const GUARD_PERIOD: Duration = Duration::from_secs(20);
+/// Between two looks, for hosts whose rules change all the time.
+const GUARD_PAUSE: Duration = Duration::from_millis(500);
 /// The subcommand of this binary that calls [`qudata_host::shim::main`].
 pub const SHIM_COMMAND: &str = "launch-shim";
 
@@ -366,11 +369,27 @@ async fn guard_egress(site: Arc<Site>, instances: Instances) {
     // Not at once: recovery has just seen to it.
     let mut clock = tokio::time::interval_at(tokio::time::Instant::now() + GUARD_PERIOD, GUARD_PERIOD);
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let deaf =
+        |error| tracing::warn!(%error, "changes of nftables are not heard; it is looked at every 20 s");
+    let mut removals = Removals::listen().map_err(deaf).ok();
     loop {
-        clock.tick().await;
+        let heard = async {
+            match &removals {
+                Some(removals) => removals.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = clock.tick() => {}
+            heard = heard => if let Err(error) = heard {
+                deaf(error);
+                removals = None;
+            },
+        }
         if let Err(error) = instances.confine_all(&site).await {
             tracing::error!(error = %qudata_host::causes::chain(&error), "the network policy cannot be checked");
         }
+        tokio::time::sleep(GUARD_PAUSE).await;
     }
 }
 

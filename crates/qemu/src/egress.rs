@@ -1,5 +1,6 @@
 //! What guests may reach, and who may reach them: one nftables table per agent. Owns the table's life; called by the
-//! agent at start (`install`), around each machine (`admit`, `open`, `gate`, `withdraw`) and by recovery (`observe`).
+//! agent at start (`install`), around each machine (`admit`, `open`, `gate`, `withdraw`), by recovery (`observe`) and by its
+//! guard (`observe`, [`Removals`]).
 //!
 //! ```text
 //! output  passt's uid, port 53 of the guest's resolver ─▶ the host's resolver
@@ -15,6 +16,7 @@
 
 mod cidr;
 mod policy;
+mod removals;
 mod resolver;
 mod state;
 
@@ -27,6 +29,7 @@ use std::time::Duration;
 use qudata_host::command::{Tool, ToolError};
 
 pub use self::cidr::{Cidr, ParseCidrError};
+pub use self::removals::Removals;
 pub use self::resolver::resolvers;
 pub use self::state::EgressState;
 

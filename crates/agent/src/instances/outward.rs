@@ -59,6 +59,8 @@ impl Instances {
             let closed = is_up(handle) && !state.gated_among(&admission.ports).is_empty();
             state.confines(&admission) && !closed
         };
+        // One that has begun to end meanwhile takes its own part out; it must not be put back.
+        let handles: Vec<Handle> = handles.into_iter().filter(has_network).collect();
         if state.intact && handles.iter().all(confined) {
             return Ok(());
         }

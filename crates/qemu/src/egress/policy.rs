@@ -42,9 +42,10 @@ pub(super) const RULES: &[(&str, &str)] = &[
     // A reset at once, so that the guest's program fails instead of waiting.
     ("refuse", "meta l4proto tcp reject with tcp reset"),
     ("refuse", "reject with icmpx admin-prohibited"),
-    // Answers to those who connected to the guest's ports. "related" is ICMP only: a connection-tracking assistant
-    // must not open a way into the LAN.
-    ("guest", "ct state established accept"),
+    // Answers to those who connected to the guest's ports, and nothing else: where the guest itself has connected to is
+    // judged with each packet, for it may have been while the policy was missing. "related" is ICMP only: a
+    // connection-tracking assistant must not open a way into the LAN.
+    ("guest", "ct state established ct direction reply accept"),
     ("guest", "ct state related meta l4proto icmp accept"),
     ("guest", "meta nfproto ipv6 goto refuse"),
     ("guest", "ip daddr @resolvers meta l4proto { tcp, udp } th dport 53 accept"),

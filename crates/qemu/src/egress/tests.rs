@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -110,11 +111,11 @@ impl Bench {
             if (!fork) { while (my $c = $s->accept) { print $c "hello\n"; close $c } exit }
             <STDIN>; kill "TERM", -getpgrp; "#;
         let script = format!("setpgrp; {script}");
-        let mut server = Self::perl(namespace, uid, &script, &[address, &port.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        self.start(Self::perl(namespace, uid, &script, &[address, &port.to_string()]));
+    }
+
+    fn start(&mut self, mut server: Command) {
+        let mut server = server.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut up = [0; 3];
         std::io::Read::read_exact(server.stdout.as_mut().unwrap(), &mut up).unwrap();
         self.servers.push(server);
@@ -266,6 +267,136 @@ async fn every_change_may_be_repeated_and_foreign_changes_are_noticed() {
         egress.remove_table().await.unwrap();
     }
     assert!(other.observe().await.unwrap().intact, "another agent's table stays");
+}
+
+/// A connection that `uid` holds open, of a guest to the outside or the other way round.
+struct Line {
+    client: Child,
+}
+
+impl Line {
+    /// Says a word and returns what comes back.
+    fn says(&mut self, word: &str) -> String {
+        let input = self.client.stdin.as_mut().unwrap();
+        std::io::Write::write_all(input, format!("{word}\n").as_bytes()).unwrap();
+        let mut heard = Vec::new();
+        let output = self.client.stdout.as_mut().unwrap();
+        let bytes = std::io::Read::bytes(output).map(Result::unwrap);
+        heard.extend(bytes.take_while(|byte| *byte != b'\n'));
+        String::from_utf8(heard).unwrap()
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        drop(self.client.stdin.take());
+        let _ = self.client.wait();
+    }
+}
+
+impl Bench {
+    /// A TCP server that gives each line back.
+    fn echo(&mut self, namespace: &str, uid: u32, address: &str, port: u16) {
+        let script = r#"
+            setpgrp; $SIG{CHLD} = "IGNORE";
+            my $s = IO::Socket::IP->new(LocalHost => $ARGV[0], LocalPort => $ARGV[1], Listen => 9, ReuseAddr => 1)
+                or die "listen: $@";
+            $| = 1; print "up\n";
+            if (!fork) { while (my $c = $s->accept) { next if fork; $c->autoflush(1); print $c $_ while <$c>; exit } exit }
+            <STDIN>; kill "TERM", -getpgrp; "#;
+        self.start(Self::perl(namespace, uid, script, &[address, &port.to_string()]));
+    }
+
+    fn line(&self, namespace: &str, uid: u32, address: &str, port: u16) -> Line {
+        let script = r#"
+            $| = 1; $SIG{PIPE} = "IGNORE";
+            my $c = IO::Socket::IP->new(PeerHost => $ARGV[0], PeerPort => $ARGV[1], Timeout => 4) or die "connect: $@";
+            $c->autoflush(1);
+            while (my $w = <STDIN>) {
+                my $l = print($c $w) ? <$c> : undef;
+                print defined $l ? $l : "$!\n";
+            } "#;
+        let mut client = Self::perl(namespace, uid, script, &[address, &port.to_string()]);
+        let client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        Line { client }
+    }
+
+    /// A seat at the announcements inside the namespace.
+    fn removals(&self) -> Removals {
+        let namespace = fs::File::open(format!("/run/netns/{}", self.host)).unwrap();
+        // A thread of its own: it stays in there.
+        let opened = std::thread::spawn(move || {
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+            removals::open().unwrap()
+        });
+        Removals::of(opened.join().unwrap()).unwrap()
+    }
+}
+
+/// A firewall that is loaded anew flushes everything. What a guest connects to before the policy is back must not stay open,
+/// and what others have opened to it must.
+#[tokio::test]
+async fn what_a_guest_reached_without_a_policy_ends_with_it() {
+    let mut bench = Bench::new();
+    let (host, outside) = (bench.host.clone(), bench.outside.clone());
+    bench.echo(&outside, 0, "192.168.77.1", 80);
+    bench.echo(&outside, 0, "203.0.113.1", 80);
+    bench.echo(&host, 0, "127.0.0.1", 80);
+    bench.echo(&host, GUEST, "0.0.0.0", 10_001);
+    let egress = bench.egress("qudata_f");
+    let policy = async || {
+        egress.install(&[]).await.unwrap();
+        egress.admit(&machine()).await.unwrap();
+        egress.open(&[10_001]).await.unwrap();
+    };
+    // What a host's firewall does when it is loaded, and what keeps the kernel tracking connections meanwhile.
+    let reload = || {
+        let rules = "flush ruleset\nadd table inet owner\nadd chain inet owner in { type filter hook input priority 0; }\n\
+                     add rule inet owner in ct state invalid drop\n";
+        let mut nft = Command::new(&egress.nft).args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut nft.stdin.take().unwrap(), rules.as_bytes()).unwrap();
+        assert!(nft.wait().unwrap().success());
+    };
+    reload();
+    policy().await;
+    let mut kept = vec![
+        bench.line(&host, GUEST, "203.0.113.1", 80),
+        bench.line(&outside, OTHER, "192.168.77.2", 10_001),
+        bench.line(&host, OTHER, "127.0.0.1", 10_001),
+    ];
+    let words =
+        |lines: &mut [Line]| -> Vec<String> { lines.iter_mut().map(|line| line.says("word")).collect() };
+    assert_eq!(words(&mut kept), ["word"; 3]);
+    reload();
+    let mut sneaked =
+        vec![bench.line(&host, GUEST, "192.168.77.1", 80), bench.line(&host, GUEST, "127.0.0.1", 80)];
+    assert_eq!(words(&mut sneaked), ["word"; 2], "nothing confines it");
+    assert_eq!(words(&mut kept), ["word"; 3]);
+    policy().await;
+    for word in words(&mut sneaked) {
+        assert_ne!(word, "word", "the LAN and the host stay reachable");
+    }
+    assert_eq!(words(&mut kept), ["word"; 3], "the tenant's own connections were cut");
+}
+
+#[tokio::test]
+async fn removals_are_heard_and_machines_that_come_and_go_are_not() {
+    let bench = Bench::new();
+    let egress = bench.egress("qudata_g");
+    egress.install(&[]).await.unwrap();
+    let removals = bench.removals();
+    egress.admit(&machine()).await.unwrap();
+    egress.open(&[10_001]).await.unwrap();
+    egress.gate(&[10_001]).await.unwrap();
+    egress.withdraw(&machine()).await.unwrap();
+    let moment = Duration::from_millis(300);
+    assert!(tokio::time::timeout(moment, removals.next()).await.is_err(), "no rule was removed");
+    for words in [&["flush", "chain", "inet", "qudata_g", "output"][..], &["flush", "ruleset"]] {
+        assert!(Command::new(&egress.nft).args(words).status().unwrap().success());
+        tokio::time::timeout(Duration::from_secs(20), removals.next()).await.expect("not heard").unwrap();
+        while tokio::time::timeout(moment, removals.next()).await.is_ok() {}
+    }
 }
 
 #[tokio::test]
