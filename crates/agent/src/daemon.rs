@@ -15,7 +15,7 @@ use qudata_guest::keys::{KeyFileError, ManagementKey};
 use qudata_host::{command::Tool, durable, launch::SystemdError, process};
 use qudata_qemu::{
     disk,
-    egress::{self, Egress, Removals},
+    egress::{Egress, Removals, Surroundings},
     machine::Accel,
     probe::KvmProbe,
     version,
@@ -132,9 +132,9 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     let gpus = open_gpus(&settings, &store, gpus).await?;
     let (site, unconfined) = make_site(settings, paths, store, gpus).await?;
     let site = Arc::new(site);
-    let resolvers = egress::resolvers(Path::new("/")).map_err(cannot("read /etc/resolv.conf"))?;
+    let around = Surroundings::look(Path::new("/")).map_err(cannot("look at the host's network"))?;
     site.egress
-        .install(&resolvers)
+        .install(&around)
         .await
         .map_err(cannot("install the network policy that keeps guests away from this host"))?;
     let mut problems: Vec<Problem> = set_aside.into_iter().map(|path| store_set_aside(&path)).collect();
@@ -155,7 +155,7 @@ pub async fn run(settings: Settings) -> Result<(), DaemonError> {
     // Ends with this function.
     let connections = outside::connect(&site, &instances, port, membership, secret).await;
     let mut watches = JoinSet::new();
-    watches.spawn(guard_egress(site.clone(), instances.clone()));
+    watches.spawn(guard_egress(site.clone(), instances.clone(), around));
     let gpus = site.gpus.clone();
     watches.spawn(async move { gpus.watch().await });
     watches.spawn(supervision::prove_life(instances.clone()));
@@ -364,14 +364,16 @@ fn store_set_aside(path: &Path) -> Problem {
     }
 }
 
-/// Puts the policy back when somebody else's firewall tool has removed it.
-async fn guard_egress(site: Arc<Site>, instances: Instances) {
+/// Puts the policy back when somebody else's firewall tool has removed it, and renews it when the host has got another network
+/// or other resolvers.
+async fn guard_egress(site: Arc<Site>, instances: Instances, mut around: Surroundings) {
     // Not at once: recovery has just seen to it.
     let mut clock = tokio::time::interval_at(tokio::time::Instant::now() + GUARD_PERIOD, GUARD_PERIOD);
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let deaf =
         |error| tracing::warn!(%error, "changes of nftables are not heard; it is looked at every 20 s");
     let mut removals = Removals::listen().map_err(deaf).ok();
+    let mut moved = false;
     loop {
         let heard = async {
             match &removals {
@@ -386,8 +388,16 @@ async fn guard_egress(site: Arc<Site>, instances: Instances) {
                 removals = None;
             },
         }
-        if let Err(error) = instances.confine_all(&site).await {
-            tracing::error!(error = %qudata_host::causes::chain(&error), "the network policy cannot be checked");
+        match Surroundings::look(Path::new("/")) {
+            Ok(now) => moved |= around.follow(now),
+            Err(error) => tracing::error!(%error, "the host's network cannot be looked at"),
+        }
+        match instances.confine_all(&site, &around, moved).await {
+            Ok(()) => moved = false,
+            Err(error) => {
+                let error = qudata_host::causes::chain(&error);
+                tracing::error!(%error, "the network policy cannot be checked");
+            }
         }
         tokio::time::sleep(GUARD_PAUSE).await;
     }
@@ -429,7 +439,7 @@ mod tests {
         assert_eq!(table_name(Path::new("/var/lib/qudata")), "qudata");
         for path in ["/var/tmp/a", "/srv/Ünï/x", "/a/very/long/path/that/goes/on/and/on"] {
             let name = table_name(Path::new(path));
-            assert!(name.parse::<egress::TableName>().is_ok(), "{name}");
+            assert!(name.parse::<qudata_qemu::egress::TableName>().is_ok(), "{name}");
         }
     }
 }

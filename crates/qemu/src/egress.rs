@@ -5,7 +5,8 @@
 //! ```text
 //! output  passt's uid, port 53 of the guest's resolver ─▶ the host's resolver
 //!         passt's uid ─▶ guest ─▶ answers, resolvers, allow-list: accept
-//!                              ├▶ the host itself, private, shared, multicast, IPv6: refuse
+//!                              ├▶ the host itself, networks it is attached to, private, shared, multicast, IPv6: refuse
+//!                              ├▶ port 25: refuse
 //!                              └▶ the internet: accept
 //!         others ─▶ a management port: only root
 //! input   a gated port ─▶ refuse
@@ -19,9 +20,9 @@ mod policy;
 mod removals;
 mod resolver;
 mod state;
+mod surroundings;
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -32,6 +33,7 @@ pub use self::cidr::{Cidr, ParseCidrError};
 pub use self::removals::Removals;
 pub use self::resolver::resolvers;
 pub use self::state::EgressState;
+pub use self::surroundings::Surroundings;
 
 /// The first call after a start of the host loads the kernel's modules, and a busy host may be reloading its firewall: what
 /// waits that long is no reason to give a tenant's machine up.
@@ -121,12 +123,12 @@ impl Egress {
     }
 
     /// Creates or refreshes the table. Machines admitted before stay admitted, and no packet passes between two rules.
-    /// Guests ask the first of `resolvers` (see [`resolvers()`]) and may ask the others by address.
+    /// Guests ask the first of the resolvers and may ask the others by address.
     ///
     /// # Errors
     /// When nft is missing or refuses.
-    pub async fn install(&self, resolvers: &[Ipv4Addr]) -> Result<(), EgressError> {
-        self.apply("install the policy", policy::plan_install(&self.table, &self.allow, resolvers)).await
+    pub async fn install(&self, around: &Surroundings) -> Result<(), EgressError> {
+        self.apply("install the policy", policy::plan_install(&self.table, &self.allow, around)).await
     }
 
     /// Confines a machine and gates its ports. Before its passt starts.

@@ -9,8 +9,10 @@ use crate::machine::Machine;
 use crate::tenant::{Order, Tenant};
 
 const QUICK: Duration = Duration::from_secs(60);
-/// A public address, in a network namespace behind the server.
-const PUBLIC: &str = "203.0.113.2";
+/// A public address, in a network namespace behind a router.
+const PUBLIC: &str = "198.51.100.1";
+/// That router, with a public address too, but on a network that the server is attached to.
+const NEIGHBOUR: &str = "203.0.113.2";
 /// A private network beside the server.
 const LAN: &str = "192.168.77.1";
 
@@ -19,11 +21,12 @@ const VICTIMS: &str = "set -e
 ip link add lan type dummy && ip address add 192.168.77.1/24 dev lan && ip link set lan up
 ip netns add out && ip link add near type veth peer name far netns out
 ip address add 203.0.113.1/30 dev near && ip link set near up
-ip -n out address add 203.0.113.2/30 dev far && ip -n out link set far up && ip -n out link set lo up
+ip -n out address add 203.0.113.2/30 dev far && ip -n out address add 198.51.100.1/32 dev far
+ip -n out link set far up && ip -n out link set lo up && ip route add 198.51.100.1 via 203.0.113.2
 systemd-run --quiet --unit lab-victim python3 -m http.server 8088
 systemd-run --quiet --unit lab-loopback python3 -m http.server --bind 127.0.0.1 8089
 systemd-run --quiet --unit lab-outside ip netns exec out python3 -m http.server 8088
-for url in 192.168.77.1:8088 127.0.0.1:8089 203.0.113.2:8088; do
+for url in 192.168.77.1:8088 127.0.0.1:8089 203.0.113.2:8088 198.51.100.1:8088; do
   for i in $(seq 60); do curl -s -o /dev/null http://$url/ && continue 2; sleep 0.5; done; echo $url is silent >&2; exit 1
 done";
 
@@ -58,7 +61,8 @@ pub(super) fn run(machine: &mut Machine) -> Result<()> {
     attacker.wait_until_ready()?;
     neighbour.wait_until_ready()?;
     let port = published(&neighbour)?;
-    let mut targets: Vec<(String, u16)> = vec![(LAN.to_owned(), 8088), ("169.254.169.254".to_owned(), 80)];
+    let mut targets: Vec<(String, u16)> =
+        vec![(LAN.to_owned(), 8088), (NEIGHBOUR.to_owned(), 8088), ("169.254.169.254".to_owned(), 80)];
     // The server's own address is the guest's as well (both stand behind user-mode networking), so only ports on which
     // the guest itself listens nowhere are tried there.
     for host in ["127.0.0.1", "10.0.2.2", "10.0.2.15", "203.0.113.1"] {

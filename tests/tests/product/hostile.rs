@@ -51,6 +51,12 @@ fn reach_for_the_host(agent: &TestAgent, login: &Login) {
     // The guest's network works: a public address is within reach. Otherwise the refusals above would prove nothing.
     let public = reaches(login, Outside::ADDRESS, outside.port());
     assert!(public, "the guest reaches nothing at all: {}", login.run("ip route; ip address"));
+    // A network that this host is attached to is its owner's, also when it came after the agent.
+    let until = Instant::now() + SOON * 2;
+    while reaches(login, Outside::NEIGHBOUR, outside.port()) {
+        assert!(Instant::now() < until, "the guest reaches a neighbour of the host");
+    }
+    assert!(reaches(login, Outside::ADDRESS, outside.port()));
 }
 
 fn reaches(login: &Login, address: &str, port: u16) -> bool {
@@ -88,14 +94,16 @@ fn hang_every_login(agent: &TestAgent, vm: &TestInstance, login: &Login, key: &K
     });
 }
 
-/// A stand-in for the internet: a listener with a public address in a network namespace of its own.
+/// A stand-in for the internet: a listener with a public address in a network namespace of its own, behind a router with one
+/// that is a neighbour of the host.
 struct Outside {
     name: String,
     listener: TcpListener,
 }
 
 impl Outside {
-    const ADDRESS: &str = "203.0.113.2";
+    const ADDRESS: &str = "198.51.100.1";
+    const NEIGHBOUR: &str = "203.0.113.2";
 
     fn open() -> Self {
         let name = format!("qt{}", std::process::id());
@@ -103,8 +111,12 @@ impl Outside {
         let script = format!(
             "ip netns add {name} && ip link add {near} type veth peer name {far} netns {name} \
              && ip address add 203.0.113.1/30 dev {near} && ip link set {near} up \
-             && ip -n {name} address add {}/30 dev {far} && ip -n {name} link set {far} up",
-            Self::ADDRESS
+             && ip -n {name} address add {}/30 dev {far} && ip -n {name} address add {}/32 dev {far} \
+             && ip -n {name} link set {far} up && ip route add {} via {}",
+            Self::NEIGHBOUR,
+            Self::ADDRESS,
+            Self::ADDRESS,
+            Self::NEIGHBOUR
         );
         let made = tool::run(Command::new("sh").args(["-c", &script]), Duration::from_secs(10)).unwrap();
         assert!(made.status.success(), "cannot make a network namespace: {}", made.stderr);
@@ -112,7 +124,7 @@ impl Outside {
         // A socket stays in the namespace of the thread that made it.
         let listen = move || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            TcpListener::bind((Self::ADDRESS, 0)).unwrap()
+            TcpListener::bind(("0.0.0.0", 0)).unwrap()
         };
         Self { name, listener: thread::spawn(listen).join().unwrap() }
     }

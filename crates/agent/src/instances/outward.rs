@@ -1,9 +1,9 @@
 //! What of the instances the network outside may see: names at the tunnel server, open ports, the confinement of guests.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::BTreeSet;
 
 use qudata_api::{ErrorCode, InstanceState, InstanceView, Problem};
-use qudata_qemu::egress::{self, EgressError};
+use qudata_qemu::egress::{EgressError, Surroundings};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -47,11 +47,17 @@ impl Instances {
         handle.move_port(PortMove { guest, from, to }).await
     }
 
-    /// Checks that every instance is confined by the egress policy, and puts the policy back where it is not.
+    /// Checks that every instance is confined by the egress policy, and puts the policy back where it is not, or renews it
+    /// where the network `around` the host has `moved`.
     ///
     /// # Errors
     /// When nftables cannot be asked or refuses.
-    pub async fn confine_all(&self, site: &Site) -> Result<(), EgressError> {
+    pub async fn confine_all(
+        &self,
+        site: &Site,
+        around: &Surroundings,
+        moved: bool,
+    ) -> Result<(), EgressError> {
         let handles: Vec<Handle> = self.handles().into_iter().filter(has_network).collect();
         let state = site.egress.observe().await?;
         let confined = |handle: &Handle| {
@@ -61,11 +67,14 @@ impl Instances {
         };
         // One that has begun to end meanwhile takes its own part out; it must not be put back.
         let handles: Vec<Handle> = handles.into_iter().filter(has_network).collect();
-        if state.intact && handles.iter().all(confined) {
+        let intact = state.intact && handles.iter().all(confined);
+        if intact && !moved {
             return Ok(());
         }
-        tracing::error!("the network policy was changed by somebody else; putting it back");
-        site.egress.install(&egress::resolvers(Path::new("/")).unwrap_or_default()).await?;
+        if !intact {
+            tracing::error!("the network policy was changed by somebody else; putting it back");
+        }
+        site.egress.install(around).await?;
         for handle in &handles {
             let admission = site.admission(&handle.holds().leases);
             site.egress.admit(&admission).await?;

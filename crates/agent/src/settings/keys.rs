@@ -447,7 +447,7 @@ pub(super) const KEYS: &[Key] = &[
         name: "egress_allow",
         default: "",
         allowed: "networks such as 10.1.0.0/16 or single addresses, with commas between them",
-        meaning: "Private networks that guests may reach; without it they reach the public internet only.",
+        meaning: "Networks that guests may reach although they are private or this host is attached to them; without it they reach the public internet only, and there no port 25.",
         list: true,
         secret: false,
         set: |s, t| put(&mut s.egress_allow, values::list(t, values::network)),

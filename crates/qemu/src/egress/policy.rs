@@ -1,18 +1,19 @@
 //! The policy as nft scripts. Pure; each script is one transaction, may be repeated, and knows no names but the table's.
 
 use std::fmt::Display;
-use std::net::Ipv4Addr;
 
-use super::{Admission, Cidr, TableName};
+use super::{Admission, Cidr, Surroundings, TableName};
 use crate::passt::DNS;
 
 /// Networks that are somebody's inside: the host, its LAN, the provider's. Loopback and multicast are here as well as
 /// in the kernel's own classification, so that neither alone decides.
-const FORBIDDEN: [Cidr; 12] = [
+const FORBIDDEN: [Cidr; 13] = [
     Cidr::new([0, 0, 0, 0], 8),
     Cidr::new([10, 0, 0, 0], 8),
     Cidr::new([100, 64, 0, 0], 10),
     Cidr::new([127, 0, 0, 0], 8),
+    // Azure's word to its machines about themselves, the one such address that looks public.
+    Cidr::new([168, 63, 129, 16], 32),
     Cidr::new([169, 254, 0, 0], 16),
     Cidr::new([172, 16, 0, 0], 12),
     Cidr::new([192, 0, 0, 0], 24),
@@ -27,7 +28,7 @@ const FORBIDDEN: [Cidr; 12] = [
 const MACHINE_SETS: [&str; 3] =
     ["guests { typeof meta skuid; }", "gated { type inet_service; }", "management { type inet_service; }"];
 /// Sets that hold the policy: rewritten by `install`.
-const POLICY_SETS: [&str; 3] = ["resolvers", "allowed", "forbidden"];
+const POLICY_SETS: [&str; 4] = ["resolvers", "allowed", "forbidden", "attached"];
 const CHAINS: [&str; 5] = [
     // Before the filter (-100), so that the filter judges where the question really goes.
     "resolve { type nat hook output priority -100; policy accept; }",
@@ -52,13 +53,18 @@ pub(super) const RULES: &[(&str, &str)] = &[
     ("guest", "ip daddr @allowed accept"),
     ("guest", "fib daddr type { local, broadcast, anycast, multicast } goto refuse"),
     ("guest", "ip daddr @forbidden goto refuse"),
+    ("guest", "ip daddr @attached goto refuse"),
+    // Mail straight to its receivers is what spam is; it is the owner's address that would be blocked for it. Submission
+    // (465, 587) asks for a password.
+    ("guest", "tcp dport 25 goto refuse"),
     ("guest", "accept"),
     ("output", "meta skuid @guests goto guest"),
     ("output", "oif \"lo\" tcp dport @management meta skuid != 0 reject with tcp reset"),
     ("input", "tcp dport @gated ct state new reject with tcp reset"),
 ];
 
-pub(super) fn plan_install(table: &TableName, allow: &[Cidr], resolvers: &[Ipv4Addr]) -> String {
+pub(super) fn plan_install(table: &TableName, allow: &[Cidr], around: &Surroundings) -> String {
+    let Surroundings { resolvers, attached } = around;
     let mut script = Script::of(table);
     script.say(&format!("add table inet {}", table.0));
     for set in MACHINE_SETS {
@@ -80,6 +86,7 @@ pub(super) fn plan_install(table: &TableName, allow: &[Cidr], resolvers: &[Ipv4A
     script.elements("add", "resolvers", resolvers);
     script.elements("add", "allowed", allow);
     script.elements("add", "forbidden", &FORBIDDEN);
+    script.elements("add", "attached", &Vec::from_iter(attached));
     if let Some(resolver) = resolvers.first() {
         let question = format!("meta skuid @guests ip daddr {DNS} meta l4proto {{ tcp, udp }} th dport 53");
         script.add("rule", &format!("resolve {question} dnat ip to {resolver}"));
@@ -164,6 +171,8 @@ impl<'a> Script<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::golden::assert_golden;
 
@@ -175,9 +184,13 @@ mod tests {
     fn goldens() {
         let machine = Admission { uid: 61_001, ports: vec![10_001, 20_000], management: 15_400 };
         let bare = Admission { ports: Vec::new(), ..machine.clone() };
-        let (allow, resolvers) = (["10.9.0.0/16".parse().unwrap()], [Ipv4Addr::new(192, 0, 2, 53)]);
-        assert_golden("egress-install.nft", &plan_install(&table(), &allow, &resolvers));
-        assert_golden("egress-install-bare.nft", &plan_install(&table(), &[], &[]));
+        let allow = ["10.9.0.0/16".parse().unwrap()];
+        let around = Surroundings {
+            resolvers: vec![Ipv4Addr::new(192, 0, 2, 53)],
+            attached: ["192.0.2.0/24", "203.0.113.9/32"].map(|network| network.parse().unwrap()).into(),
+        };
+        assert_golden("egress-install.nft", &plan_install(&table(), &allow, &around));
+        assert_golden("egress-install-bare.nft", &plan_install(&table(), &[], &Surroundings::default()));
         assert_golden("egress-admit.nft", &plan_admit(&table(), &machine));
         assert_golden("egress-admit-no-ports.nft", &plan_admit(&table(), &bare));
         assert_golden("egress-withdraw.nft", &plan_withdraw(&table(), &machine));

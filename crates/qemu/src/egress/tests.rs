@@ -149,6 +149,10 @@ impl Bench {
 const REFUSED: &str = "Connection refused";
 const FORBIDDEN: &str = "Operation not permitted";
 
+fn asking(resolvers: &[Ipv4Addr]) -> Surroundings {
+    Surroundings { resolvers: resolvers.to_vec(), ..Surroundings::default() }
+}
+
 fn machine() -> Admission {
     Admission { uid: GUEST, ports: vec![10_001], management: MANAGEMENT }
 }
@@ -159,6 +163,7 @@ async fn a_guest_reaches_the_internet_and_nothing_of_the_owners() {
     let (host, outside) = (bench.host.clone(), bench.outside.clone());
     bench.serve(&outside, 0, "::", 80);
     bench.serve(&outside, 0, "::", 53);
+    bench.serve(&outside, 0, "::", 25);
     bench.serve(&host, 0, "::", 80);
     let targets = [
         "127.0.0.1",
@@ -174,7 +179,7 @@ async fn a_guest_reaches_the_internet_and_nothing_of_the_owners() {
         assert_eq!(bench.tcp(&host, GUEST, target, 80), "hello", "without a policy {target} is reachable");
     }
     let egress = bench.egress("qudata_a");
-    egress.install(&[Ipv4Addr::new(192, 168, 77, 1)]).await.unwrap();
+    egress.install(&asking(&[Ipv4Addr::new(192, 168, 77, 1)])).await.unwrap();
     egress.admit(&machine()).await.unwrap();
     for target in targets {
         let begun = Instant::now();
@@ -198,6 +203,33 @@ async fn a_guest_reaches_the_internet_and_nothing_of_the_owners() {
     assert_ne!(bench.tcp(&host, OTHER, "10.0.2.3", 53), "hello", "for guests only");
     assert_eq!(bench.udp(GUEST, "10.0.2.3", 54), FORBIDDEN, "nothing but questions");
     assert_eq!(bench.udp(GUEST, "192.168.77.3", 53), FORBIDDEN, "another machine's port 53");
+    assert_eq!(bench.tcp(&host, GUEST, "203.0.113.1", 25), REFUSED, "spam");
+    assert_eq!(bench.tcp(&host, OTHER, "203.0.113.1", 25), "hello", "mail of the host");
+}
+
+/// Universities and providers have public addresses on their own networks.
+#[tokio::test]
+async fn a_network_that_the_host_is_attached_to_is_the_owners_whatever_its_addresses() {
+    let mut bench = Bench::new();
+    let (host, outside) = (bench.host.clone(), bench.outside.clone());
+    bench.serve(&outside, 0, "::", 80);
+    bench.serve(&outside, 0, "::", 53);
+    ip(&format!("-n {outside} address add 198.51.100.1/32 dev lo"));
+    ip(&format!("-n {host} route add 198.51.100.0/24 via 203.0.113.1"));
+    let told = root("ip").args(["netns", "exec", &host, "cat", "/proc/self/net/route"]).output().unwrap();
+    let tree = bench.dir.path().join("root");
+    fs::create_dir_all(tree.join("proc/self/net")).unwrap();
+    fs::create_dir_all(tree.join("etc")).unwrap();
+    fs::write(tree.join("proc/self/net/route"), told.stdout).unwrap();
+    fs::write(tree.join("etc/resolv.conf"), "nameserver 203.0.113.1\n").unwrap();
+    let egress = bench.egress("qudata_h");
+    egress.install(&Surroundings::look(&tree).unwrap()).await.unwrap();
+    egress.admit(&machine()).await.unwrap();
+    assert_eq!(bench.tcp(&host, GUEST, "203.0.113.1", 80), REFUSED, "a neighbour");
+    assert_eq!(bench.tcp(&host, OTHER, "203.0.113.1", 80), "hello", "others are not confined");
+    assert_eq!(bench.tcp(&host, GUEST, "203.0.113.1", 53), "hello", "the resolver is a neighbour");
+    assert_eq!(bench.tcp(&host, GUEST, "198.51.100.1", 80), "hello", "the internet behind a router");
+    assert_eq!(bench.tcp(&host, GUEST, "10.9.0.1", 80), "hello", "a neighbour on the allow-list");
 }
 
 #[tokio::test]
@@ -207,7 +239,7 @@ async fn answers_pass_and_ports_open_and_close() {
     bench.serve(&host, GUEST, "0.0.0.0", 10_001);
     bench.serve(&host, GUEST, "127.0.0.1", MANAGEMENT);
     let egress = bench.egress("qudata_b");
-    egress.install(&[]).await.unwrap();
+    egress.install(&Surroundings::default()).await.unwrap();
     egress.admit(&machine()).await.unwrap();
     let from_everywhere = |expected: &str| {
         assert_eq!(bench.tcp(&outside, OTHER, "203.0.113.2", 10_001), expected, "from the internet");
@@ -232,9 +264,9 @@ async fn every_change_may_be_repeated_and_foreign_changes_are_noticed() {
     assert_eq!(egress.observe().await.unwrap(), EgressState::default());
     egress.withdraw(&first).await.unwrap();
     egress.remove_table().await.unwrap();
-    other.install(&[]).await.unwrap();
+    other.install(&Surroundings::default()).await.unwrap();
     for _ in 0..2 {
-        egress.install(&[Ipv4Addr::new(192, 0, 2, 53), Ipv4Addr::new(192, 0, 2, 54)]).await.unwrap();
+        egress.install(&asking(&[Ipv4Addr::new(192, 0, 2, 53), Ipv4Addr::new(192, 0, 2, 54)])).await.unwrap();
         egress.admit(&first).await.unwrap();
         egress.admit(&second).await.unwrap();
         egress.open(&[8080, 9]).await.unwrap();
@@ -255,14 +287,14 @@ async fn every_change_may_be_repeated_and_foreign_changes_are_noticed() {
     nft("flush chain inet qudata_c output");
     let state = egress.observe().await.unwrap();
     assert!(state.installed && !state.intact && !state.confines(&second), "{state:?}");
-    egress.install(&[]).await.unwrap();
+    egress.install(&Surroundings::default()).await.unwrap();
     assert!(egress.observe().await.unwrap().confines(&second), "a new install keeps the machines");
     nft("flush ruleset");
     assert_eq!(egress.observe().await.unwrap(), EgressState::default());
     egress.withdraw(&second).await.unwrap();
 
-    other.install(&[]).await.unwrap();
-    egress.install(&[]).await.unwrap();
+    other.install(&Surroundings::default()).await.unwrap();
+    egress.install(&Surroundings::default()).await.unwrap();
     for _ in 0..2 {
         egress.remove_table().await.unwrap();
     }
@@ -346,7 +378,7 @@ async fn what_a_guest_reached_without_a_policy_ends_with_it() {
     bench.echo(&host, GUEST, "0.0.0.0", 10_001);
     let egress = bench.egress("qudata_f");
     let policy = async || {
-        egress.install(&[]).await.unwrap();
+        egress.install(&Surroundings::default()).await.unwrap();
         egress.admit(&machine()).await.unwrap();
         egress.open(&[10_001]).await.unwrap();
     };
@@ -384,7 +416,7 @@ async fn what_a_guest_reached_without_a_policy_ends_with_it() {
 async fn removals_are_heard_and_machines_that_come_and_go_are_not() {
     let bench = Bench::new();
     let egress = bench.egress("qudata_g");
-    egress.install(&[]).await.unwrap();
+    egress.install(&Surroundings::default()).await.unwrap();
     let removals = bench.removals();
     egress.admit(&machine()).await.unwrap();
     egress.open(&[10_001]).await.unwrap();

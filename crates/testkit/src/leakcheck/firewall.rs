@@ -8,6 +8,8 @@ use super::{Kind, LookError, Scope, Sightings, note};
 use crate::tool;
 
 const DEADLINE: Duration = Duration::from_secs(10);
+/// The set that follows the host's own networks: what comes and goes there was left by nobody.
+const OF_THE_HOST: &str = "attached";
 
 pub(super) fn look(scope: &Scope, seen: &mut Sightings) -> Result<(), LookError> {
     for (family, table) in tables(&scope.tables)? {
@@ -36,8 +38,10 @@ fn look_at_item(table: &str, item: &Map<String, Value>, seen: &mut Sightings) {
                 note(seen, Kind::Firewall, what.clone(), what);
             }
             "set" | "map" => {
-                let name = format!("{sort} {table} {}", text(value, "name").unwrap_or_default());
-                for element in value.get("elem").and_then(Value::as_array).into_iter().flatten() {
+                let set = text(value, "name").unwrap_or_default();
+                let name = format!("{sort} {table} {set}");
+                let elements = value.get("elem").and_then(Value::as_array).filter(|_| set != OF_THE_HOST);
+                for element in elements.into_iter().flatten() {
                     let what = format!("element {element} of {name}");
                     note(seen, Kind::Firewall, what.clone(), what);
                 }

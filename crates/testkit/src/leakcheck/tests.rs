@@ -211,7 +211,10 @@ fn an_nft_table_and_what_is_in_it() {
     tool("nft", &["add", "element", "inet", &table, "guests", "{ 720001 }"]);
     assert_one(&with_set.compare().unwrap(), Kind::Firewall, "element 720001");
 
+    tool("nft", &["add", "set", "inet", &table, "attached", "{ type ipv4_addr; }"]);
     let with_element = corner.baseline();
+    tool("nft", &["add", "element", "inet", &table, "attached", "{ 192.0.2.1 }"]);
+    assert_eq!(with_element.compare().unwrap(), [], "the host's own networks");
     tool("nft", &["add", "chain", "inet", &table, "unhooked"]);
     assert_one(&with_element.compare().unwrap(), Kind::Firewall, "chain inet");
 
