@@ -21,6 +21,9 @@ for name in qudata-agent qemu-system-x86 qemu-utils ovmf passt nftables openssh-
         fail "apt would not install $name"
 done
 
+# Before the package: apt does nothing while its dependencies are not there.
+apt-get install --yes --quiet --no-install-recommends needrestart >/var/tmp/log 2>&1 || { cat /var/tmp/log >&2; fail "apt-get install needrestart"; }
+
 # First installation: unpacked and prepared, nothing enabled, nothing asked.
 install() { dpkg --force-depends --install "$package" </dev/null >/var/tmp/log 2>&1 || { cat /var/tmp/log >&2; fail "dpkg --install"; }; }
 install
@@ -34,7 +37,6 @@ gone /etc/qudata/agent.toml 'a first installation'
 dpkg --verify qudata-agent || fail "files differ from their checksums"
 
 # needrestart, with the settings of both packages, restarts the agent but no VM.
-apt-get install --yes --quiet --no-install-recommends needrestart >/var/tmp/log 2>&1 || { cat /var/tmp/log >&2; fail "apt-get install needrestart"; }
 leaves_alone() {
     perl -e 'our (%nrconf, $LOGPREF) = (blacklist_rc => [], verbosity => 0);
         eval do { local (@ARGV, $/) = "/etc/needrestart/needrestart.conf"; <> }; die $@ if $@;
