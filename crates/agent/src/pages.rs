@@ -63,14 +63,18 @@ impl Pages {
     }
 
     /// Chooses what backs a machine's RAM. Where the reserved pages are enough only if those that others were promised
-    /// are counted twice, it waits until those are taken, and looks again.
-    pub async fn plan(&self, wish: MemoryWish) -> (MemoryPlan, Option<Promise>) {
+    /// are counted twice, it waits until those are taken, and looks again. `waits` is called when it does, once.
+    pub async fn plan(&self, wish: MemoryWish, waits: impl FnOnce()) -> (MemoryPlan, Option<Promise>) {
         let end = Instant::now() + self.inner.patience;
         let mut ended = self.inner.ended.subscribe();
+        let mut waits = Some(waits);
         loop {
             ended.mark_unchanged();
             if let Some(planned) = self.try_plan(wish, Instant::now() >= end) {
                 return planned;
+            }
+            if let Some(tell) = waits.take() {
+                tell();
             }
             // Over in either case: the next look decides.
             let _ = timeout_at(end, ended.changed()).await;
@@ -133,23 +137,28 @@ mod tests {
         MemoryWish { ram: ByteSize::from_gib(gib), passthrough: true, node: None }
     }
 
+    fn never() {
+        panic!("it waits");
+    }
+
     #[tokio::test]
     async fn two_starts_do_not_count_on_the_same_pages() {
         let root = tempfile::tempdir().unwrap();
         free(root.path(), 10);
         let pages = Pages::of(root.path());
-        let (first, promise) = pages.plan(wish(6)).await;
+        let (first, promise) = pages.plan(wish(6), never).await;
         assert_eq!(first.backing, RESERVED);
         // What fits beside it needs not wait, nor does what would not fit without it.
-        let (second, _second) = pages.plan(wish(4)).await;
+        let (second, _second) = pages.plan(wish(4), never).await;
         assert_eq!(second.backing, RESERVED);
-        assert_eq!(pages.plan(wish(11)).await.0.backing, Backing::Transparent);
+        assert_eq!(pages.plan(wish(11), never).await.0.backing, Backing::Transparent);
         // What would fit if the first had not been promised them waits until it has taken them.
+        let (tell, told) = tokio::sync::oneshot::channel();
         let waiting = tokio::spawn({
             let pages = pages.clone();
-            async move { pages.plan(wish(5)).await }
+            async move { pages.plan(wish(5), || tell.send(()).unwrap()).await }
         });
-        tokio::task::yield_now().await;
+        told.await.expect("it does not say that it waits");
         assert!(!waiting.is_finished());
         free(root.path(), 4);
         drop(promise);
@@ -161,8 +170,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         free(root.path(), 6);
         let pages = Pages::of(root.path());
-        let (_, promise) = pages.plan(wish(6)).await;
-        let (second, _) = tokio::join!(pages.plan(wish(6)), async { drop(promise) });
+        let (_, promise) = pages.plan(wish(6), never).await;
+        let (second, _) = tokio::join!(pages.plan(wish(6), || {}), async { drop(promise) });
         assert_eq!(second.0.backing, RESERVED);
     }
 
@@ -171,7 +180,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         free(root.path(), 6);
         let pages = Pages::with(root.path().to_owned(), Duration::from_millis(50));
-        let (_, _promise) = pages.plan(wish(6)).await;
-        assert_eq!(pages.plan(wish(6)).await.0.backing, Backing::Transparent);
+        let (_, _promise) = pages.plan(wish(6), never).await;
+        assert_eq!(pages.plan(wish(6), || {}).await.0.backing, Backing::Transparent);
     }
 }

@@ -17,7 +17,7 @@ use qudata_qemu::{
 };
 use qudata_vfio::topology::Bar;
 
-use super::record::InstanceRecord;
+use super::{events::EventLog, record::InstanceRecord};
 use crate::{
     gpus::{BoundFunction, BoundGpu},
     pages::Promise,
@@ -68,6 +68,7 @@ pub(super) async fn plan_hardware(
     record: &InstanceRecord,
     firmware: &Firmware,
     gpus: &[BoundGpu],
+    events: &EventLog,
 ) -> Result<Hardware, HardwareError> {
     let no_mmap = site.settings.gpu_no_mmap;
     let slots = gpus.iter().map(|gpu| slot(gpu, no_mmap)).collect::<Result<Vec<_>, _>>();
@@ -80,7 +81,9 @@ pub(super) async fn plan_hardware(
     };
     let root = Path::new("/");
     let node = common_node(gpus);
-    let (backing, promise) = site.pages.plan(MemoryWish { ram, passthrough: !gpus.is_empty(), node }).await;
+    let wish = MemoryWish { ram, passthrough: !gpus.is_empty(), node };
+    let waits = || events.add("waiting_for_huge_pages", Some("VMs that start take theirs first".to_owned()));
+    let (backing, promise) = site.pages.plan(wish, waits).await;
     let pins = node.and_then(|node| match observe_node_cpus(root, node) {
         Ok(cpus) => plan_pinning(record.spec.cpus, &cpus),
         Err(error) => {

@@ -332,8 +332,9 @@ async fn start_vm(
 ) -> Result<Started, ProvisionError> {
     let Files { mut record, firmware } = files;
     let instance = site.instance(&record);
-    let hardware =
-        plan_hardware(site, &record, &firmware, &gpus).await.map_err(failed("planning the machine"))?;
+    let hardware = plan_hardware(site, &record, &firmware, &gpus, events)
+        .await
+        .map_err(failed("planning the machine"))?;
     if let Some(slow) = &hardware.slow {
         events.add("slow_start", Some(slow.to_string()));
     }
