@@ -52,6 +52,17 @@ newest_kernel() {
     ls -v /lib/modules | tail -n 1
 }
 
+# The version of NVIDIA's driver that kernel $1 has, by the name inside of its modules: Debian's files are called after the
+# kind of card (nvidia-current.ko), which modinfo does not know as nvidia.
+driver_of() {
+    find "/lib/modules/$1" -name 'nvidia*.ko*' | while read -r module; do
+        if [ "$(modinfo -F name "$module")" = nvidia ]; then
+            modinfo -F version "$module"
+            break
+        fi
+    done
+}
+
 . /etc/os-release
 
 index=old
@@ -147,7 +158,7 @@ install_driver() {
     esac
     begin driver-check
     kernel=$(newest_kernel)
-    driver=$(modinfo -k "$kernel" -F version nvidia)
+    driver=$(driver_of "$kernel")
     [ -n "$driver" ] || fail "no module was built for the kernel $kernel"
     case "$DRIVER $driver." in
         "distro "*) ;;
@@ -223,7 +234,7 @@ check_whole() {
     [ -z "$broken" ] || fail "packages are not whole: $broken"
     if [ "$DRIVER" != none ]; then
         kernel=$(newest_kernel)
-        [ "$(modinfo -k "$kernel" -F version nvidia)" = "$driver" ] || fail "the kernel $kernel has no module of the driver $driver"
+        [ "$(driver_of "$kernel")" = "$driver" ] || fail "the kernel $kernel has no module of the driver $driver"
     fi
 }
 

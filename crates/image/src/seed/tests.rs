@@ -101,21 +101,44 @@ fn old_gpus_get_the_newest_branch_that_still_serves_them() {
     }
 }
 
+/// Kernels and their modules: each file says the name inside and the version.
+const MODULES: [(&str, &str, &str); 5] = [
+    // As Debian names them.
+    ("6.2.0/updates/dkms", "nvidia-current-uvm.ko", "nvidia_uvm 580.95.05"),
+    ("6.2.0/updates/dkms", "nvidia-current.ko", "nvidia 580.95.05"),
+    // As Ubuntu does.
+    ("6.3.0/kernel/nvidia-580srv", "nvidia.ko.zst", "nvidia 580.95.05"),
+    ("6.4.0/updates/dkms", "nvidia-current-uvm.ko", "nvidia_uvm 580.95.05"),
+    ("6.5.0/updates/dkms", "nvidia.ko", "nvidia 535.309.01"),
+];
+
 fn check_whole(driver: &str, audit: &str, newest: &str) -> (bool, String) {
+    let dir = tempfile::tempdir().unwrap();
+    for (folder, file, says) in MODULES.into_iter().filter(|(folder, ..)| folder.starts_with(newest)) {
+        let folder = dir.path().join(folder);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(file), says).unwrap();
+    }
+    fs::create_dir_all(dir.path().join("6.1.0")).unwrap();
+    fs::create_dir_all(dir.path().join(newest)).unwrap();
     let head = format!("DRIVER={driver} driver=580.95.05");
-    let body = functions(&["newest_kernel", "check_whole"]);
-    let body = body.replace("ls -v /lib/modules", &format!("printf '6.1.0\\n{newest}\\n'"));
-    let modinfo = "if [ \"$2\" = 6.2.0 ]; then echo 580.95.05; else exit 1; fi";
+    let body = functions(&["newest_kernel", "driver_of", "check_whole"]);
+    let body = body.replace("/lib/modules", &dir.path().display().to_string());
+    let modinfo = r#"[ "$1" = -F ]; read name version <"$3" || :; eval "echo \$$2""#;
     let dpkg = format!("[ \"$1\" = --audit ]; printf '{audit}'");
     run(&format!("{head}\n{body}\ncheck_whole"), &[("modinfo", modinfo), ("dpkg", &dpkg)])
 }
 
 #[test]
 fn packages_that_are_half_installed_or_a_kernel_without_driver_are_no_image() {
-    assert_eq!(check_whole("580", "", "6.2.0"), (true, String::new()));
-    assert_eq!(check_whole("none", "", "6.3.0"), (true, String::new()));
-    let (good, said) = check_whole("580", "", "6.3.0");
-    assert!(!good && said.contains("the kernel 6.3.0 has no module of the driver 580.95.05"), "{said}");
+    assert_eq!(check_whole("580", "", "6.2.0"), (true, String::new()), "nvidia-current.ko");
+    assert_eq!(check_whole("580", "", "6.3.0"), (true, String::new()), "nvidia.ko.zst");
+    assert_eq!(check_whole("none", "", "6.9.0"), (true, String::new()));
+    for without in ["6.4.0", "6.5.0", "6.9.0"] {
+        let (good, said) = check_whole("580", "", without);
+        let wanted = format!("the kernel {without} has no module of the driver 580.95.05");
+        assert!(!good && said.contains(&wanted), "{said}");
+    }
     let (good, said) = check_whole("none", "half: linux-image", "6.2.0");
     assert!(!good && said.contains("half: linux-image"), "{said}");
 }
