@@ -388,7 +388,9 @@ async fn guard_egress(site: Arc<Site>, instances: Instances, mut around: Surroun
                 removals = None;
             },
         }
-        match Surroundings::look(Path::new("/")) {
+        // Files of a disk that may hang: not on a thread that serves the API.
+        let look = tokio::task::spawn_blocking(|| Surroundings::look(Path::new("/"))).await;
+        match look.map_err(std::io::Error::other).flatten() {
             Ok(now) => moved |= around.follow(now),
             Err(error) => tracing::error!(%error, "the host's network cannot be looked at"),
         }
